@@ -1,0 +1,39 @@
+# PYTHON picks the interpreter, PIP_ARGS reaches every installation
+# (for example: make test PIP_ARGS="--extra-index-url <another index>").
+PYTHON ?= python3
+PIP_ARGS ?=
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt $(PIP_ARGS)
+# Made anew when what was built changes; the Python sources are read where they lie.
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## train one network with every normalizer and write report.html
+	$(BIN)/evenorm compare
+
+test: $(READY) ## the tests, without the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+
+test-all: $(READY) ## every test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+check: $(READY) ## lint, format, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean: ## remove the environment and what was built
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
+	$(PYTHON) -m venv .venv
+	$(INSTALL) scikit-build-core nanobind cmake ninja
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
