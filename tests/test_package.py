@@ -1,0 +1,65 @@
+"""The package as it is installed: metadata, `evenorm env`, the extension."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata, resources
+
+import pytest
+
+from evenorm.kernels.environment import environment
+
+
+def run(*arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "evenorm", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "80"},
+    ).stdout
+
+
+def test_needs_four_packages_and_no_more() -> None:
+    required = [line for line in metadata.requires("evenorm") or [] if "extra ==" not in line]
+    names = {line.split("<")[0].split(">")[0].split("=")[0].strip() for line in required}
+    assert names == {"torch", "numpy", "typer", "rich"}
+
+
+def test_is_typed() -> None:
+    assert resources.files("evenorm").joinpath("py.typed").is_file()
+
+
+def test_env_fits_80_columns() -> None:
+    printed = run("env")
+    assert all(name in printed for name in environment())
+    assert max(len(line) for line in printed.splitlines()) <= 80
+
+
+def test_env_prints_json() -> None:
+    lines = json.loads(run("env", "--json"))
+    assert lines["evenorm"] == metadata.version("evenorm")
+    assert lines.keys() == environment().keys()
+
+
+def test_extension_is_built_where_a_compiler_is() -> None:
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("no C++ compiler here: the pure-Python kernels are what is installed")
+    assert environment()["extension"] == "built"
+
+
+def test_one_openmp_runtime() -> None:
+    script = (
+        "import torch, evenorm._cpu;"
+        "from evenorm.kernels.environment import environment;"
+        "print(environment()['openmp'])"
+    )
+    if environment()["extension"] != "built":
+        pytest.skip("the extension is not built")
+    printed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    assert len(printed.split(",")) == 1
+    assert "omp" in printed
