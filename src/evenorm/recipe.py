@@ -1,0 +1,76 @@
+"""The recipe: pattern × centered or not × where the statistics come from × an affine. Every layer is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from evenorm.affine import Affine
+from evenorm.pattern import Pattern, PatternError
+from evenorm.statistics import Batch, Statistics
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One normalizer, spelled out. Immutable, printable, replaceable (``dataclasses.replace``).
+
+    Args:
+        pattern: which elements share statistics.
+        centered: whether the mean is subtracted (RMSNorm: no).
+        statistics: where mean and variance come from.
+        history: the axes that a running average keeps; it averages over the other kept ones.
+        affine: the axes of weight and bias, the offset of the weight, the order of cast and scale.
+        eps: added to the variance, at least 0; ``None`` is the machine epsilon of the input's dtype.
+        kernel: the kernel to use; ``None`` chooses.
+
+    Raises:
+        ValueError: a negative eps, an affine or history on axes that the pattern lacks or reduces.
+
+    >>> print(Recipe(Pattern.parse("[n] c [...]"), affine=Affine("c")))
+    [n] c [...] | centered | this batch | weight on c | eps 1e-05
+    """
+
+    pattern: Pattern
+    centered: bool = True
+    statistics: Statistics = field(default_factory=Batch)
+    history: tuple[str, ...] = ()
+    affine: Affine = field(default_factory=Affine)
+    eps: float | None = 1e-5
+    kernel: str | None = None
+
+    # The same as text, which operators take: the pattern, the pattern of the history, the affine's axes.
+    text: str = field(init=False, compare=False, repr=False)
+    remembered: str = field(init=False, compare=False, repr=False)
+    axes: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.eps is not None and not (isinstance(self.eps, (int, float)) and self.eps >= 0):
+            raise ValueError(f"eps must be a number of at least 0, got {self.eps!r}")
+        kept = [f.name for f in self.pattern.factors if not f.reduced]
+        for name in self.history:
+            if name not in kept:
+                raise PatternError(
+                    f"the history lies on {name!r}, which the pattern does not keep; it keeps {', '.join(kept) or 'nothing'}",
+                    str(self.pattern),
+                )
+        for name in self.affine.axes:
+            if name not in self.pattern.names and not name.startswith("..."):
+                raise PatternError(
+                    f"the affine lies on {name!r}, which the pattern lacks; it has {', '.join(self.pattern.names)}",
+                    str(self.pattern),
+                )
+        object.__setattr__(self, "text", str(self.pattern))
+        object.__setattr__(self, "remembered", str(self.pattern.keeping(self.history)))
+        object.__setattr__(self, "axes", " ".join(self.affine.axes))
+
+    def eps_for(self, dtype: torch.dtype) -> float:
+        """The eps that inputs of this dtype get."""
+        return torch.finfo(dtype).eps if self.eps is None else float(self.eps)
+
+    def __str__(self) -> str:
+        centered = "centered" if self.centered else "not centered"
+        eps = "eps of the dtype" if self.eps is None else f"eps {self.eps:g}"
+        return " | ".join(map(str, (self.text, centered, self.statistics, self.affine, eps)))
