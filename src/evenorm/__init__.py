@@ -12,3 +12,5 @@ from evenorm.statistics import Batch, Cumulative, Frozen, History, Running
 from evenorm.recipe import Recipe
 from evenorm.functional import normalize
 from evenorm.layers import *
+from evenorm.norm import Norm
+from evenorm.weights import spectral_norm, weight_norm

@@ -109,7 +109,7 @@ def compute(
     """y, and the batch's moments unless a history was given in their place."""
     _check(recipe, x, weight, bias, history, caller)
     eps = recipe.eps_for(x.dtype)
-    pattern, mean, rstd = recipe.text, None, None
+    pattern, mean, rstd = recipe.pattern.text, None, None
     if history is not None:
         pattern = recipe.remembered
         mean, rstd = history.mean.double(), (history.variance.double() + eps).rsqrt()
@@ -337,7 +337,7 @@ def _check(
         # Shapes are symbolic; the operator's own shape function checks them.
         return
     try:
-        binding = _bound(recipe.text, tuple(x.shape))
+        binding = _bound(recipe.pattern.text, tuple(x.shape))
     except PatternError as fault:
         raise fault.named(caller) from None
     if (weight is not None or bias is not None) and not recipe.affine.axes:

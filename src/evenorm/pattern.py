@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 __all__ = ["Axis", "Binding", "Factor", "Pattern", "PatternError"]
@@ -97,9 +97,13 @@ class Binding:
 
 @dataclass(frozen=True, repr=False)
 class Pattern:
-    """A parsed pattern. Immutable, hashable; ``str()`` gives text that parses to an equal pattern."""
+    """A parsed pattern. Immutable; its text parses to an equal pattern, and stands for it when compared."""
 
-    axes: tuple[Axis, ...]
+    axes: tuple[Axis, ...] = field(compare=False)
+    text: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", " ".join(map(str, self.axes)).replace("] [", " "))
 
     @staticmethod
     def parse(text: str, **sizes: int) -> Pattern:
@@ -129,9 +133,9 @@ class Pattern:
         for name, size in sizes.items():
             if name not in self.names or name == ELLIPSIS:
                 known = ", ".join(n for n in self.names if n != ELLIPSIS)
-                raise PatternError(f"there is no axis {name!r} to give the size {size}; the axes are {known}", str(self))
+                raise PatternError(f"there is no axis {name!r} to give the size {size}; the axes are {known}", self.text)
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise PatternError(f"the size of {name!r} must be a positive integer, got {size!r}", str(self), self._find(name))
+                raise PatternError(f"the size of {name!r} must be a positive integer, got {size!r}", self.text, self._find(name))
         return Pattern(
             tuple(Axis(tuple(replace(f, size=sizes.get(f.name, f.size)) for f in axis.factors)) for axis in self.axes)
         )
@@ -166,7 +170,7 @@ class Pattern:
         spare = len(shape) - len(self.axes)
         if spare < 0 and not (spare == -1 and self._has_ellipsis) or (spare > 0 and not self._has_ellipsis):
             wanted = f"at least {len(self.axes) - 1}" if self._has_ellipsis else f"{len(self.axes)}"
-            raise PatternError(f"the pattern describes {wanted} axes, got {len(shape)}: shape {tuple(shape)}", str(self))
+            raise PatternError(f"the pattern describes {wanted} axes, got {len(shape)}: shape {tuple(shape)}", self.text)
         names: list[str] = []
         sizes: list[int] = []
         axes: list[int] = []
@@ -200,13 +204,13 @@ class Pattern:
         if len(unknown) > 1:
             names = " and ".join(repr(f.name) for f in unknown)
             raise PatternError(
-                f"the sizes of {names} are both open; fix one of them", str(self), self._find(unknown[0].name)
+                f"the sizes of {names} are both open; fix one of them", self.text, self._find(unknown[0].name)
             )
         fault = self._find(axis.factors[0].name)
         if not unknown and known != size:
-            raise PatternError(f"expected an axis of {known}, got {size} in shape {tuple(shape)}", str(self), fault)
+            raise PatternError(f"expected an axis of {known}, got {size} in shape {tuple(shape)}", self.text, fault)
         if unknown and size % known:
-            raise PatternError(f"{known} does not divide the axis of {size} in shape {tuple(shape)}", str(self), fault)
+            raise PatternError(f"{known} does not divide the axis of {size} in shape {tuple(shape)}", self.text, fault)
         return [size // known if f.size is None else f.size for f in axis.factors]
 
     @property
@@ -214,14 +218,14 @@ class Pattern:
         return any(axis.is_ellipsis for axis in self.axes)
 
     def _find(self, name: str) -> int | None:
-        found = re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", str(self))
+        found = re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", self.text)
         return found.start() if found else None
 
     def __str__(self) -> str:
-        return " ".join(map(str, self.axes)).replace("] [", " ")
+        return self.text
 
     def __repr__(self) -> str:
-        return f"Pattern({str(self)!r})"
+        return f"Pattern({self.text!r})"
 
 
 _TOKEN = re.compile(r"\s*(\.\.\.|[A-Za-z_]\w*(?:\s*=\s*\d+)?|[\[\]()])")

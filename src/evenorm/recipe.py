@@ -41,8 +41,7 @@ class Recipe:
     eps: float | None = 1e-5
     kernel: str | None = None
 
-    # The same as text, which operators take: the pattern, the pattern of the history, the affine's axes.
-    text: str = field(init=False, compare=False, repr=False)
+    # As text, which operators take: the pattern of the history, the affine's axes.
     remembered: str = field(init=False, compare=False, repr=False)
     axes: str = field(init=False, compare=False, repr=False)
 
@@ -54,16 +53,15 @@ class Recipe:
             if name not in kept:
                 raise PatternError(
                     f"the history lies on {name!r}, which the pattern does not keep; it keeps {', '.join(kept) or 'nothing'}",
-                    str(self.pattern),
+                    self.pattern.text,
                 )
         for name in self.affine.axes:
             if name not in self.pattern.names and not name.startswith("..."):
                 raise PatternError(
                     f"the affine lies on {name!r}, which the pattern lacks; it has {', '.join(self.pattern.names)}",
-                    str(self.pattern),
+                    self.pattern.text,
                 )
-        object.__setattr__(self, "text", str(self.pattern))
-        object.__setattr__(self, "remembered", str(self.pattern.keeping(self.history)))
+        object.__setattr__(self, "remembered", self.pattern.keeping(self.history).text)
         object.__setattr__(self, "axes", " ".join(self.affine.axes))
 
     def eps_for(self, dtype: torch.dtype) -> float:
@@ -73,4 +71,4 @@ class Recipe:
     def __str__(self) -> str:
         centered = "centered" if self.centered else "not centered"
         eps = "eps of the dtype" if self.eps is None else f"eps {self.eps:g}"
-        return " | ".join(map(str, (self.text, centered, self.statistics, self.affine, eps)))
+        return " | ".join(map(str, (self.pattern, centered, self.statistics, self.affine, eps)))

@@ -1,0 +1,140 @@
+"""Norm: a layer for any pattern."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evenorm.affine import Affine
+from evenorm.layer import Layer, recipe_of
+from evenorm.pattern import Pattern, PatternError
+from evenorm.recipe import Recipe
+from evenorm.statistics import Batch, History, Statistics
+
+__all__ = ["Norm"]
+
+
+class Norm(Layer):
+    r"""Normalization over any pattern.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot \gamma + \beta
+
+    Args:
+        pattern: which elements share statistics: ``"[n] c [...]"``.
+        affine: the axes of γ and β, ``"g c"``, or an :class:`Affine`; ``None`` for no parameters. Unless given, the
+            axes whose size is known.
+        bias: whether there is a β beside γ.
+        centered: whether the mean is subtracted.
+        eps: added to the variance.
+        statistics: where mean and variance come from; this batch unless given.
+        history: the axes that running statistics keep; unless given, the kept axes whose size is known.
+        device, dtype: of the parameters. Histories are float32 at the least.
+        sizes: sizes of named axes, ``g=8, c=4``.
+
+    Shape:
+        Any that fits the pattern, to the same; γ and β have the shape of the affine's axes.
+
+    Raises:
+        PatternError: a pattern that cannot be read, or parameters on an axis of unknown size.
+
+    >>> Norm("n (g [c]) [...]", g=2, c=3)
+    Norm('n (g=2 [c=3]) [...]', affine='g c')
+    >>> Norm("n [c] l", c=4)(torch.randn(2, 4, 5)).shape
+    torch.Size([2, 4, 5])
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        pattern: str | Pattern,
+        *,
+        affine: str | Affine | None = "",
+        bias: bool = True,
+        centered: bool = True,
+        eps: float | None = 1e-5,
+        statistics: Statistics | None = None,
+        history: str = "",
+        device: Any = None,
+        dtype: Any = None,
+        **sizes: int,
+    ) -> None:
+        super().__init__()
+        self.pattern = Pattern.parse(pattern, **sizes) if isinstance(pattern, str) else pattern.with_sizes(**sizes)
+        known = {f.name: f.size for axis in self.pattern.axes if all(f.size for f in axis.factors) for f in axis.factors}
+        if affine is None or isinstance(affine, Affine):
+            self.affine = affine or Affine()
+        else:
+            self.affine = Affine(affine or tuple(known))
+        self.centered, self.eps = centered, eps
+        self.statistics = statistics or Batch()
+        kept = tuple(f.name for f in self.pattern.factors if not f.reduced and f.name in known)
+        self.history_axes = tuple(history.split()) or kept
+        shape = self._sizes(self.affine.axes)
+        own = bool(self.affine.axes)
+        start = torch.full(shape, 1.0 - self.affine.offset, device=device, dtype=dtype)
+        self.weight = nn.Parameter(start) if own else None
+        self.bias = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)) if own and bias else None
+        self._remember(device)
+        self.validate()
+
+    def _remember(self, device: Any) -> None:
+        remembers = self.statistics.remembers(training=False)
+        if remembers and not self.history_axes:
+            raise PatternError(
+                "running statistics need an axis of known size to lie on; give its size, for example c=64",
+                self.pattern.text,
+            )
+        shape = self._sizes(self.history_axes) if remembers else ()
+        self.register_buffer("running_mean", torch.zeros(shape, device=device) if remembers else None)
+        self.register_buffer("running_var", torch.ones(shape, device=device) if remembers else None)
+        count = torch.tensor(0, dtype=torch.long, device=device) if remembers else None
+        self.register_buffer("num_batches_tracked", count)
+
+    def _sizes(self, axes: tuple[str, ...]) -> tuple[int, ...]:
+        sizes = {f.name: f.size for f in self.pattern.factors}
+        for name in axes:
+            if not sizes.get(name):
+                raise PatternError(
+                    f"Norm: weight, bias and history need the size of {name!r}; give it, for example {name}=64",
+                    self.pattern.text,
+                )
+        return tuple(size for name in axes if (size := sizes[name]))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The pattern that was given."""
+        return recipe_of(
+            self,
+            self.pattern.text,
+            " ".join(self.affine.axes),
+            offset=self.affine.offset,
+            cast=self.affine.cast,
+            centered=self.centered,
+            statistics=self.statistics,
+            history=self.history_axes if self.running_mean is not None else (),
+        )
+
+    @property
+    def history(self) -> History | None:
+        """The running statistics, if there are any."""
+        if self.running_mean is None or self.running_var is None:
+            return None
+        return History(self.running_mean, self.running_var, self.num_batches_tracked)
+
+    def extra_repr(self) -> str:
+        """The pattern and what differs from the defaults."""
+        parts = [repr(self.pattern.text), f"affine={' '.join(self.affine.axes)!r}" if self.affine.axes else "affine=None"]
+        if self.affine.offset:
+            parts.append(f"weight_offset={self.affine.offset:g}")
+        if not self.centered:
+            parts.append("centered=False")
+        if self.eps != 1e-5:
+            parts.append(f"eps={self.eps}")
+        if not isinstance(self.statistics, Batch):
+            parts.append(f"statistics={self.statistics!r}")
+        return ", ".join(parts)
