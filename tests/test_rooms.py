@@ -23,7 +23,7 @@ ORDER = (
     ("recipe",),
     ("functional",),
     ("layer",),
-    ("layers", "weights"),
+    ("layers", "norm", "weights"),
     ("surgery",),
     ("doctor", "lab", "bench"),
     ("cli",),
