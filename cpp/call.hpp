@@ -1,0 +1,43 @@
+// What the verbs are called with, and the table of verbs that each instruction set offers.
+#pragma once
+
+#include "plan.hpp"
+
+namespace evenorm {
+
+enum class Dtype { float32, float64, bfloat16, float16 };
+
+// Absent operands are null. Statistics and the sums are float64.
+struct Call {
+  const Plan& plan;
+  Dtype dtype;
+  const void* x = nullptr;
+  const void* dy = nullptr;
+  void* out = nullptr;
+  bool centered = true;
+  double eps = 0;
+  double* mean = nullptr;
+  double* m2 = nullptr;
+  const double* rstd = nullptr;
+  Dtype parameter_dtype = Dtype::float32;
+  const void* weight = nullptr;
+  const void* bias = nullptr;
+  double offset = 0;
+  bool round_normalized = false;
+  double* s1 = nullptr;
+  double* s2 = nullptr;
+  double* dweight = nullptr;
+  double* dbias = nullptr;
+};
+
+struct Verbs {
+  const char* isa;
+  void (*moments)(const Call&);
+  void (*apply)(const Call&);
+  void (*grad_sums)(const Call&);
+  void (*grad_input)(const Call&);
+  void (*forward)(const Call&);
+  void (*backward)(const Call&);
+};
+
+}  // namespace evenorm
