@@ -107,11 +107,11 @@ def compute(
     caller: object,
 ) -> tuple[Tensor, Moments | None]:
     """y, and the batch's moments unless a history was given in their place."""
-    _check(recipe, x, weight, bias, history, caller)
+    pattern = recipe.pattern.text if history is None else recipe.remembered
+    _check(recipe, pattern, x, weight, bias, history, caller)
     eps = recipe.eps_for(x.dtype)
-    pattern, mean, rstd = recipe.pattern.text, None, None
+    mean = rstd = None
     if history is not None:
-        pattern = recipe.remembered
         mean, rstd = history.mean.double(), (history.variance.double() + eps).rsqrt()
     arguments = (
         *(x, weight, bias, mean, rstd, pattern, recipe.axes, recipe.centered, eps),
@@ -247,9 +247,8 @@ def _gradients(
     """dx, Σ dy·x̂ and Σ dy by the chosen kernel; ``spread`` is rstd where statistics are given, else M2."""
     parsed, affine = _parsed(pattern), _affine(axes, offset, cast)
     chosen = kernels.choose(x, parsed, affine, kernel)
-    rstd = spread if given else (spread / (x.numel() // max(mean.numel(), 1)) + eps).rsqrt()
     dx, d_weight, d_bias = kernels.backward(
-        chosen, dy, x, parsed, centered, mean, rstd, weight, affine, given=given, needs_input=needs_input
+        chosen, dy, x, parsed, centered, eps, mean, spread, weight, affine, given=given, needs_input=needs_input
     )
     return (x.new_empty(0) if dx is None else dx), d_weight, d_bias
 
@@ -318,6 +317,7 @@ def _bound(pattern: str, shape: tuple[int, ...]) -> Binding:
 
 def _check(
     recipe: Recipe,
+    pattern: str,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -337,7 +337,7 @@ def _check(
         # Shapes are symbolic; the operator's own shape function checks them.
         return
     try:
-        binding = _bound(recipe.pattern.text, tuple(x.shape))
+        binding = _bound(pattern, tuple(x.shape))
     except PatternError as fault:
         raise fault.named(caller) from None
     if (weight is not None or bias is not None) and not recipe.affine.axes:

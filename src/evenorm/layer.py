@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from evenorm.affine import Affine, Cast
-from evenorm.functional import compute, remember, run
+from evenorm.functional import run
 from evenorm.pattern import Binding, Pattern
 from evenorm.recipe import Recipe
 from evenorm.statistics import Batch, Cumulative, History, Running, Statistics
 
-__all__ = ["BatchLayer", "Layer", "momentum_of", "recipe_of"]
+__all__ = ["BatchLayer", "Layer", "recipe_of"]
 
 
 class Layer(nn.Module):
@@ -142,6 +142,30 @@ class BatchLayer(Layer):
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
 
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        decay: float | None = None,
+    ) -> None:
+        if decay is not None:
+            momentum = Running(decay=decay).momentum
+        elif momentum is not None and 0.9 <= momentum < 1:
+            warnings.warn(
+                f"{type(self).__name__}: momentum={momentum} keeps {1 - momentum:.3g} of the past at each step (torch's "
+                f"convention). If {momentum} of the past should stay, write decay={momentum}",
+                stacklevel=2,
+            )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.validate()
+
     @property
     def statistics(self) -> Statistics:
         """Where mean and variance come from, read from the attributes."""
@@ -155,19 +179,6 @@ class BatchLayer(Layer):
         if self.running_mean is None or self.running_var is None:
             return None
         return History(self.running_mean, self.running_var, self.num_batches_tracked)
-
-
-def momentum_of(layer: str, momentum: float | None, decay: float | None) -> float | None:
-    """One momentum from torch's convention or the other one; warns of what is probably the wrong one."""
-    if decay is not None:
-        return Running(decay=decay).momentum
-    if momentum is not None and 0.9 <= momentum < 1:
-        warnings.warn(
-            f"{layer}: momentum={momentum} keeps {1 - momentum:.3g} of the past at each step (torch's convention). "
-            f"If {momentum} of the past should stay, write decay={momentum}",
-            stacklevel=3,
-        )
-    return momentum
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from evenorm.affine import Cast
-from evenorm.layer import BatchLayer, Layer, momentum_of, recipe_of
+from evenorm.layer import BatchLayer, Layer, recipe_of
 from evenorm.moments import Moments
 from evenorm.functional import compute, remember
 from evenorm.recipe import Recipe
@@ -38,22 +38,6 @@ __all__ = [
 
 
 class _BatchNorm(BatchLayer):
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        decay: float | None = None,
-    ) -> None:
-        momentum = momentum_of(type(self).__name__, momentum, decay)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self.validate()
-
     @property
     def recipe(self) -> Recipe:
         """Pattern ``[n] c [...]``."""
@@ -69,7 +53,7 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     mean and unbiased variance in; in evaluation the running averages normalize.
 
     Args:
-        num_features, eps, momentum, affine, track_running_stats, device, dtype: as ``torch.nn.BatchNorm1d``.
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias: as ``torch.nn.BatchNorm1d``.
         decay: the other convention of momentum: ``decay=0.99`` is ``momentum=0.01``.
 
     Shape:
@@ -131,14 +115,17 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         device: Any = None,
         dtype: Any = None,
         *,
+        bias: bool = True,
         decay: float | None = None,
     ) -> None:
-        if virtual_batch_size < 1:
-            raise ValueError(f"{type(self).__name__}: virtual_batch_size must be at least 1, got {virtual_batch_size}")
-        momentum = momentum_of(type(self).__name__, momentum, decay)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if not isinstance(virtual_batch_size, int) or virtual_batch_size < 1:
+            raise ValueError(
+                f"{type(self).__name__}: virtual_batch_size must be a positive integer, got {virtual_batch_size!r}"
+            )
         self.virtual_batch_size = virtual_batch_size
-        self.validate()
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, decay=decay
+        )
 
     @property
     def recipe(self) -> Recipe:
@@ -225,11 +212,12 @@ class _InstanceNorm(BatchLayer):
         device: Any = None,
         dtype: Any = None,
         *,
+        bias: bool = True,
         decay: float | None = None,
     ) -> None:
-        momentum = momentum_of(type(self).__name__, momentum, decay)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self.validate()
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, decay=decay
+        )
 
     @property
     def recipe(self) -> Recipe:
@@ -254,7 +242,7 @@ class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
     in, and normalize in evaluation.
 
     Args:
-        num_features, eps, momentum, affine, track_running_stats, device, dtype: as ``torch.nn.InstanceNorm1d``.
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias: as ``torch.nn.InstanceNorm1d``.
         decay: the other convention of momentum.
 
     Shape:

@@ -147,19 +147,28 @@ def backward(
     x: Tensor,
     pattern: Pattern,
     centered: bool,
+    eps: float,
     mean: Tensor,
-    rstd: Tensor,
+    spread: Tensor,
     weight: Tensor | None,
     affine: Affine,
     *,
     given: bool,
     needs_input: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """dx, Σ dy·x̂ and Σ dy, from the verbs; ``given`` statistics carry no gradient."""
+    """dx, Σ dy·x̂ and Σ dy: fused where the kernel can, else from the verbs.
+
+    Args:
+        spread: rstd where statistics are ``given``, which carry no gradient; M2 of the batch otherwise.
+    """
+    fused = getattr(kernel, "backward", None)
+    if fused is not None and needs_input and not given:
+        return fused(dy, x, pattern, centered, eps, mean, spread, weight, affine)
+    count = x.numel() // max(mean.numel(), 1)
+    rstd = spread if given else (spread / count + eps).rsqrt()
     s1, s2, d_weight, d_bias = kernel.grad_sums(dy, x, pattern, mean, rstd, weight, affine)
     if not needs_input:
         return None, d_weight, d_bias
-    count = x.numel() // max(mean.numel(), 1)
     c1 = None if given or not centered else s1 / count
     c2 = None if given else s2 / count
     return kernel.grad_input(dy, x, pattern, mean, rstd, weight, affine, c1, c2), d_weight, d_bias

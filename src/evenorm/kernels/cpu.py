@@ -1,10 +1,261 @@
 """The fused C++ kernels, called with raw pointers.
 
-The extension knows nothing of PyTorch. What is wide goes through it; what is one number per statistic stays
-in torch.
+The extension knows nothing of PyTorch and is not built against it. Plans are made here, inside the operator,
+and kept: one for each pattern, affine, shape and strides.
 """
+
 from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 from torch import Tensor
+
+from evenorm.affine import Affine
+from evenorm.pattern import Pattern
+from evenorm.plan import Plan, Strides, Unplannable, make_plan
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["apply", "available", "backward", "declines", "forward", "grad_input", "grad_sums", "moments", "name"]
+
 name = "cpu"
-def declines(x, pattern, affine):
-    return "the C++ extension is not built"
+
+_cpu: ModuleType | None
+try:
+    from evenorm import _cpu  # type: ignore[attr-defined, no-redef]
+except ImportError:
+    _cpu = None
+
+_DTYPES = {} if _cpu is None else {getattr(torch, dtype): code for dtype, code in _cpu.DTYPES.items()}
+
+
+def available() -> bool:
+    """Whether the extension was built."""
+    return _cpu is not None
+
+
+class _Planned(NamedTuple):
+    """A plan, and the same for the extension."""
+
+    plan: Plan
+    native: Any
+
+
+@lru_cache(maxsize=4096)
+def _planned(
+    pattern: Pattern, affine: Affine, shape: tuple[int, ...], strides: Strides, grad_strides: Strides | None
+) -> _Planned | str:
+    """The plan for a shape and its strides, or why there is none."""
+    dense = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
+    try:
+        plan = make_plan(pattern, affine, shape, strides, dense, grad_strides)
+    except Unplannable as reason:
+        return str(reason)
+    levels = (plan.batch, plan.outer, plan.group, plan.inner, plan.span, plan.count, plan.stretch)
+    x, dy = plan.x or plan.dense_levels, plan.dy or plan.dense_levels
+    assert _cpu is not None
+    return _Planned(plan, _cpu.Plan(*levels, tuple(x), tuple(dy)))
+
+
+def declines(x: Tensor, pattern: Pattern, affine: Affine) -> str | None:
+    """Where there is no extension, no plan, or no plain dense memory to read."""
+    if _cpu is None:
+        return "the C++ extension was not built"
+    if x.device.type != "cpu":
+        return f"the tensor is on {x.device}"
+    if type(x) not in (Tensor, torch.nn.Parameter):
+        return f"{type(x).__name__} is a tensor subclass"
+    if x.dtype not in _DTYPES:
+        return f"{x.dtype} is not among its dtypes"
+    if x.layout is not torch.strided or x.is_neg():
+        return "the tensor's memory does not hold its values as they are"
+    if not x.numel():
+        return "the tensor is empty"
+    planned = _planned(pattern, affine, x.shape, x.stride(), None)
+    return planned if isinstance(planned, str) else None
+
+
+def moments(x: Tensor, pattern: Pattern, centered: bool) -> tuple[Tensor, Tensor]:
+    """Mean and M2 of each group."""
+    call = _Call(x, pattern, Affine())
+    mean, m2 = call.new_statistics(), call.new_statistics()
+    call.run("moments", call.x, centered, mean, m2)
+    return call.to_pattern(mean), call.to_pattern(m2)
+
+
+def apply(
+    x: Tensor,
+    pattern: Pattern,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    affine: Affine,
+) -> Tensor:
+    """y = (x − mean) · rstd · (offset + weight) + bias."""
+    call = _Call(x, pattern, affine, weight, bias)
+    y = call.new_output()
+    scaling = (call.parameter_code, call.weight, call.bias, affine.offset, affine.cast == "before")
+    call.run("apply", call.x, y, call.to_memory(mean), call.to_memory(rstd), *scaling)
+    return call.natural(y)
+
+
+def forward(
+    x: Tensor,
+    pattern: Pattern,
+    centered: bool,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    affine: Affine,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments, then apply, while the values are in cache: y, mean, M2."""
+    call = _Call(x, pattern, affine, weight, bias)
+    y, mean, m2 = call.new_output(), call.new_statistics(), call.new_statistics()
+    scaling = (call.parameter_code, call.weight, call.bias, affine.offset, affine.cast == "before")
+    call.run("forward", call.x, y, centered, eps, mean, m2, *scaling)
+    return call.natural(y), call.to_pattern(mean), call.to_pattern(m2)
+
+
+def grad_sums(
+    dy: Tensor,
+    x: Tensor,
+    pattern: Pattern,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    affine: Affine,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Σ γ·dy and Σ γ·dy·x̂ of each group; Σ dy·x̂ and Σ dy of each parameter."""
+    call = _Call(x, pattern, affine, weight, dy=dy)
+    s1, s2 = call.new_statistics(), call.new_statistics()
+    d_weight, d_bias = call.new_parameter(), call.new_parameter()
+    scaling = (call.parameter_code, call.weight, affine.offset)
+    call.run(
+        "grad_sums", call.dy, call.x, call.to_memory(mean), call.to_memory(rstd), *scaling, s1, s2, d_weight, d_bias
+    )
+    return call.to_pattern(s1), call.to_pattern(s2), call.to_affine(d_weight), call.to_affine(d_bias)
+
+
+def grad_input(
+    dy: Tensor,
+    x: Tensor,
+    pattern: Pattern,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    affine: Affine,
+    c1: Tensor | None,
+    c2: Tensor | None,
+) -> Tensor:
+    """dx = rstd · (γ·dy − c1 − x̂·c2)."""
+    call = _Call(x, pattern, affine, weight, dy=dy)
+    dx = call.new_output()
+    scaling = (call.parameter_code, call.weight, affine.offset)
+    sums = tuple(None if c is None else call.to_memory(c) for c in (c1, c2))
+    call.run("grad_input", call.dy, call.x, dx, call.to_memory(mean), call.to_memory(rstd), *scaling, *sums)
+    return call.natural(dx)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    pattern: Pattern,
+    centered: bool,
+    eps: float,
+    mean: Tensor,
+    m2: Tensor,
+    weight: Tensor | None,
+    affine: Affine,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums, then the input's gradient, while the values are in cache: dx, Σ dy·x̂, Σ dy."""
+    call = _Call(x, pattern, affine, weight, dy=dy)
+    dx, d_weight, d_bias = call.new_output(), call.new_parameter(), call.new_parameter()
+    scaling = (call.parameter_code, call.weight, affine.offset)
+    statistics = (centered, eps, call.to_memory(mean), call.to_memory(m2))
+    call.run("backward", call.dy, call.x, dx, *statistics, *scaling, d_weight, d_bias)
+    return call.natural(dx), call.to_affine(d_weight), call.to_affine(d_bias)
+
+
+class _Call:
+    """One call: its plan, and its operands where the extension wants them."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        pattern: Pattern,
+        affine: Affine,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        dy: Tensor | None = None,
+    ) -> None:
+        planned = _planned(pattern, affine, x.shape, x.stride(), None if dy is None else dy.stride())
+        if isinstance(planned, str):
+            raise ValueError(f"the cpu kernel has no plan: {planned}")
+        self.like = x
+        self.plan, self.native = planned
+        self.x = x if self.plan.x is not None else self._dense(x)
+        self.dy = dy if dy is None or (self.plan.dy is not None and not dy.is_neg()) else self._dense(dy)
+        parameter = weight if weight is not None else bias
+        dtype = x.dtype if parameter is None else parameter.dtype
+        if weight is not None and bias is not None and bias.dtype != dtype:
+            dtype = torch.promote_types(dtype, bias.dtype)
+        self.parameter_code = _DTYPES[dtype]
+        self.weight, self.bias = (self._parameter(p, dtype) for p in (weight, bias))
+
+    def run(self, verb: str, *operands: Tensor | float | None) -> None:
+        """Call a verb of the extension with the operands' addresses."""
+        addresses = [o.data_ptr() if isinstance(o, Tensor) else 0 if o is None else o for o in operands]
+        getattr(_cpu, verb)(self.native, _DTYPES[self.like.dtype], *addresses)
+
+    def new_output(self) -> Tensor:
+        """Room for y or dx, dense in the plan's order."""
+        return torch.empty_strided(self.like.shape, self.plan.dense, dtype=self.like.dtype)
+
+    def natural(self, output: Tensor) -> Tensor:
+        """The output in the memory format that torch would give it; a copy where the plan had to permute."""
+        natural = torch.empty_like(self.like) if self.plan.x is None else output
+        return output if natural.stride() == output.stride() else natural.copy_(output)
+
+    def new_statistics(self) -> Tensor:
+        """Room for one number per statistic, in memory's order."""
+        shape, order = self.plan.statistics_shape, self.plan.statistic_order
+        return torch.empty(shape if order is None else [shape[k] for k in order], dtype=torch.float64)
+
+    def new_parameter(self) -> Tensor:
+        """Room for one number per parameter, in memory's order."""
+        shape, order = self.plan.parameter_shape, self.plan.parameter_order
+        return torch.empty(shape if order is None else [shape[k] for k in order], dtype=torch.float64)
+
+    def to_memory(self, statistics: Tensor) -> Tensor:
+        """Statistics from the pattern's order."""
+        statistics = statistics.reshape(self.plan.statistics_shape)
+        return _permuted(statistics, self.plan.statistic_order).contiguous()
+
+    def to_pattern(self, statistics: Tensor) -> Tensor:
+        """Statistics into the pattern's order."""
+        return _unpermuted(statistics, self.plan.statistic_order)
+
+    def to_affine(self, parameter: Tensor) -> Tensor:
+        """A parameter's gradient into the order of the affine's axes."""
+        return _unpermuted(parameter, self.plan.parameter_order)
+
+    def _parameter(self, parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if parameter is None:
+            return None
+        shaped = parameter.detach().to(dtype).reshape(self.plan.parameter_shape)
+        return _permuted(shaped, self.plan.parameter_order).contiguous()
+
+    def _dense(self, tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, self.plan.dense, dtype=tensor.dtype).copy_(tensor)
+
+
+def _permuted(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
+    return tensor if order is None else tensor.permute(order)
+
+
+def _unpermuted(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
+    return tensor if order is None else tensor.permute(sorted(range(len(order)), key=order.__getitem__))
