@@ -82,9 +82,7 @@ def test_file_is_under_400_lines(file: Path) -> None:
 
 
 def python(script: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
 
 def test_import_brings_in_nothing_heavy() -> None:
@@ -97,7 +95,6 @@ def test_import_brings_in_nothing_heavy() -> None:
 
 def test_import_costs_under_a_fifth_of_a_second_beyond_torch() -> None:
     script = (
-        "import torch, time; start = time.perf_counter(); import evenorm\n"
-        "print(time.perf_counter() - start)"
+        "import torch, time; start = time.perf_counter(); import evenorm\nprint(time.perf_counter() - start)"
     )
     assert min(float(python(script)) for _ in range(3)) < 0.2
