@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evenorm import kernels
 from evenorm.affine import Affine
-from evenorm.kernels import eager
+from evenorm.kernels import aten, eager
 from evenorm.moments import Moments
 from evenorm.pattern import Binding, Pattern, PatternError
 from evenorm.recipe import Recipe
@@ -68,7 +68,7 @@ def normalize(
     tensor([[-1.,  1.],
             [-1.,  1.]])
     """
-    parsed = (_parsed(pattern) if isinstance(pattern, str) else pattern).with_sizes(**sizes)
+    parsed = (_parsed(pattern)[0] if isinstance(pattern, str) else pattern).with_sizes(**sizes)
     recipe = Recipe(
         parsed,
         centered,
@@ -92,8 +92,9 @@ def run(
 ) -> Tensor:
     """Normalize by a recipe; in training the history takes this batch in, last of all."""
     remembers = history is not None and recipe.statistics.remembers(training)
-    y, moments = compute(recipe, x, weight, bias, history if remembers else None, caller)
-    if training and history is not None and moments is not None:
+    observes = training and history is not None and not remembers
+    y, moments = compute(recipe, x, weight, bias, history if remembers else None, caller, observed=observes)
+    if observes and history is not None and moments is not None:
         remember(recipe, history, moments)
     return y
 
@@ -105,18 +106,21 @@ def compute(
     bias: Tensor | None,
     history: History | None,
     caller: object,
+    *,
+    observed: bool = True,
 ) -> tuple[Tensor, Moments | None]:
-    """y, and the batch's moments unless a history was given in their place."""
+    """y, and the batch's moments where they are observed; not where a history was given in their place."""
     pattern = recipe.pattern.text if history is None else recipe.remembered
     _check(recipe, pattern, x, weight, bias, history, caller)
-    eps = recipe.eps_for(x.dtype)
-    mean = rstd = None
-    if history is not None:
-        mean, rstd = history.mean.double(), (history.variance.double() + eps).rsqrt()
+    mean, variance = (None, None) if history is None else (history.mean, history.variance)
     arguments = (
-        *(x, weight, bias, mean, rstd, pattern, recipe.axes, recipe.centered, eps),
+        *(x, weight, bias, mean, variance, pattern, recipe.axes, recipe.centered, recipe.eps_for(x.dtype)),
         *(recipe.affine.offset, recipe.affine.cast, recipe.kernel),
     )
+    if kernels.exporting() and not observed:
+        exported = aten.normalize(*arguments[:5], _parsed(pattern)[0], recipe.affine, *arguments[7:9])
+        if exported is not None:
+            return exported, None
     y, mean, m2 = _dispatch(*arguments)
     if history is not None:
         return y, None
@@ -138,9 +142,9 @@ def remember(recipe: Recipe, history: History, moments: Moments) -> None:
 def _dispatch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The same call as an operator of a compiled graph, as torch's operations, recorded, or bare."""
     tensors = arguments[:5]
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() and not kernels.exporting() and not kernels.transforming():
         return torch.ops.evenorm.normalize(*arguments)
-    if kernels.must_compose(*tensors) is not None:
+    if torch.compiler.is_compiling() or kernels.must_compose(*tensors) is not None:
         return _composed(*arguments)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Normalize.apply(*arguments)
@@ -152,7 +156,7 @@ def _composed(
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor | None,
-    rstd: Tensor | None,
+    variance: Tensor | None,
     pattern: str,
     axes: str,
     centered: bool,
@@ -162,9 +166,10 @@ def _composed(
     kernel: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Plain torch operations, which autograd differentiates itself: y, mean, M2."""
-    parsed, affine = _parsed(pattern), _affine(axes, offset, cast)
-    if mean is not None and rstd is not None:
-        return eager.apply(x, parsed, mean, rstd, weight, bias, affine), mean, rstd
+    parsed, affine = _parsed(pattern, axes, offset, cast)
+    if mean is not None and variance is not None:
+        given = eager.statistics(x, mean, variance, eps)
+        return eager.apply(x, parsed, *given, weight, bias, affine), x.new_empty(0), x.new_empty(0)
     return eager.forward(x, parsed, centered, eps, weight, bias, affine)
 
 
@@ -173,7 +178,7 @@ def _forward(
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor | None,
-    rstd: Tensor | None,
+    variance: Tensor | None,
     pattern: str,
     axes: str,
     centered: bool,
@@ -183,22 +188,22 @@ def _forward(
     kernel: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The chosen kernel: y, mean, M2; where statistics are given the last two are empty."""
-    parsed, affine = _parsed(pattern), _affine(axes, offset, cast)
+    parsed, affine = _parsed(pattern, axes, offset, cast)
     chosen = kernels.choose(x, parsed, affine, kernel)
-    if mean is not None and rstd is not None:
-        y = chosen.apply(x, parsed, mean, rstd, weight, bias, affine)
-        return y, mean.new_empty(0), mean.new_empty(0)
+    if mean is not None and variance is not None:
+        y = chosen.apply(x, parsed, *eager.statistics(x, mean, variance, eps), weight, bias, affine)
+        return y, x.new_empty(0), x.new_empty(0)
     return chosen.forward(x, parsed, centered, eps, weight, bias, affine)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, mean, rstd, pattern, axes, centered, eps, *rest = inputs
+    x, weight, bias, mean, variance, *settings = inputs
     _, batch_mean, m2 = output
     ctx.mark_non_differentiable(batch_mean, m2)
     ctx.given = mean is not None
-    ctx.settings = (pattern, axes, centered, eps, *rest)
+    ctx.settings = tuple(settings)
     # Of the bias the backward needs its shape alone; a second derivative needs all.
-    ctx.save_for_backward(x, weight, bias, *((mean, rstd) if ctx.given else (batch_mean, m2)))
+    ctx.save_for_backward(x, weight, bias, *((mean, variance) if ctx.given else (batch_mean, m2)))
 
 
 def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -220,8 +225,8 @@ def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients as a graph of torch's own operations, for derivatives of any order."""
-    x, weight, bias, mean, rstd = ctx.saved_tensors
-    given = (mean, rstd) if ctx.given else (None, None)
+    x, weight, bias, mean, variance = ctx.saved_tensors
+    given = (mean, variance) if ctx.given else (None, None)
     y, *_ = _composed(x, weight, bias, *given, *ctx.settings)
     wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
@@ -244,8 +249,8 @@ def _gradients(
     given: bool,
     needs_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, Σ dy·x̂ and Σ dy by the chosen kernel; ``spread`` is rstd where statistics are given, else M2."""
-    parsed, affine = _parsed(pattern), _affine(axes, offset, cast)
+    """dx, Σ dy·x̂ and Σ dy by the chosen kernel; ``spread`` is the variance where statistics are given, else M2."""
+    parsed, affine = _parsed(pattern, axes, offset, cast)
     chosen = kernels.choose(x, parsed, affine, kernel)
     dx, d_weight, d_bias = kernels.backward(
         chosen, dy, x, parsed, centered, eps, mean, spread, weight, affine, given=given, needs_input=needs_input
@@ -264,7 +269,7 @@ class _Normalize(torch.autograd.Function):
 _SETTINGS = "str pattern, str axes, bool centered, float eps, float offset, str cast, str? kernel"
 _library = torch.library.Library("evenorm", "DEF")
 _library.define(
-    f"normalize(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? rstd, {_SETTINGS})"
+    f"normalize(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, {_SETTINGS})"
     " -> (Tensor, Tensor, Tensor)"
 )
 _library.define(
@@ -277,9 +282,15 @@ _library.impl("normalize_backward", _gradients, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("evenorm::normalize", lib=_library)
 def _(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, rstd: Tensor | None, pattern: str, *_: Any
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    pattern: str,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (0,) if mean is not None else _parsed(pattern).bind(x.shape).statistics_shape
+    shape = (0,) if mean is not None else _parsed(pattern)[0].bind(x.shape).statistics_shape
     return torch.empty_like(x), *(x.new_empty(shape, dtype=torch.float64) for _ in range(2))
 
 
@@ -287,7 +298,7 @@ def _(
 def _(
     dy: Tensor, x: Tensor, mean: Tensor, spread: Tensor, weight: Tensor | None, pattern: str, axes: str, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = _parsed(pattern).bind(x.shape).sizes(axes.split())
+    shape = _parsed(pattern)[0].bind(x.shape).sizes(axes.split())
     dx = torch.empty_like(x) if rest[-1] else x.new_empty(0)
     return dx, *(x.new_empty(shape, dtype=torch.float64) for _ in range(2))
 
@@ -297,22 +308,22 @@ torch.library.register_autograd(
 )
 
 
-_cached_pattern = lru_cache(maxsize=1024)(Pattern.parse)
+def _parse(pattern: str, axes: str, offset: float, cast: Any) -> tuple[Pattern, Affine]:
+    return Pattern.parse(pattern), Affine(axes, offset, cast)
 
 
-def _parsed(pattern: str) -> Pattern:
+_cached_parse = lru_cache(maxsize=1024)(_parse)
+
+
+def _parsed(pattern: str, axes: str = "", offset: float = 0.0, cast: Any = "after") -> tuple[Pattern, Affine]:
+    """The pattern and the affine that an operator's arguments spell."""
     # A trace sees through caches and warns of each.
-    return Pattern.parse(pattern) if torch.compiler.is_compiling() else _cached_pattern(pattern)
-
-
-@lru_cache(maxsize=1024)
-def _affine(axes: str, offset: float, cast: Any) -> Affine:
-    return Affine(axes, offset, cast)
+    return (_parse if torch.compiler.is_compiling() else _cached_parse)(pattern, axes, offset, cast)
 
 
 @lru_cache(maxsize=4096)
 def _bound(pattern: str, shape: tuple[int, ...]) -> Binding:
-    return _parsed(pattern).bind(shape)
+    return _parsed(pattern)[0].bind(shape)
 
 
 def _check(

@@ -21,7 +21,7 @@ class History(NamedTuple):
     def blend(self, mean: Tensor, variance: Tensor, weight: float | Tensor) -> None:
         """history ← (1 − weight)·history + weight·new, computed in float64 and rounded once."""
         for kept, new in ((self.mean, mean), (self.variance, variance)):
-            kept.copy_(torch.lerp(kept.double(), new, weight))
+            kept.copy_(torch.lerp(kept.double(), new.double(), weight))
 
 
 @runtime_checkable

@@ -12,13 +12,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-
 from evenorm.affine import Affine
 from evenorm.kernels import cpu, eager
 from evenorm.pattern import Pattern
 
-__all__ = ["KERNELS", "Candidate", "Kernel", "KernelError", "backward", "candidates", "choose", "must_compose"]
+__all__ = ["KERNELS", "Candidate", "Kernel", "KernelError", "backward", "candidates", "choose", "exporting", "must_compose", "transforming"]
 
 
 class KernelError(RuntimeError):
@@ -120,14 +118,25 @@ def choose(x: Tensor, pattern: Pattern, affine: Affine, name: str | None = None)
     raise KernelError(f"there is no kernel {name!r}; choose among {', '.join(k.name for k in KERNELS)}")
 
 
+def exporting() -> bool:
+    """Whether a graph is being made for other runtimes."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def transforming() -> bool:
+    """Whether a torch.func transform is active."""
+    # The type is asked and not the value: a compiler's trace knows this form alone.
+    return isinstance(torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter)
+
+
 def must_compose(*tensors: Tensor | None) -> str | None:
     """Why a call must be made of plain torch operations, or ``None``.
 
     A fused kernel reads memory behind torch's back, so whatever watches operations would miss it.
     """
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if exporting():
         return "an exported graph holds torch's own operations"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if transforming():
         return "a torch.func transform is active"
     if torch._C._len_torch_dispatch_stack():
         return "a dispatch mode is active"
@@ -136,7 +145,7 @@ def must_compose(*tensors: Tensor | None) -> str | None:
     ):
         return "forward-mode derivatives are asked for"
     for t in tensors:
-        if t is not None and type(t) not in (Tensor, torch.nn.Parameter) and is_traceable_wrapper_subclass(t):
+        if t is not None and type(t) not in (Tensor, torch.nn.Parameter):
             return f"{type(t).__name__} is a tensor subclass"
     return None
 
@@ -159,13 +168,13 @@ def backward(
     """dx, Σ dy·x̂ and Σ dy: fused where the kernel can, else from the verbs.
 
     Args:
-        spread: rstd where statistics are ``given``, which carry no gradient; M2 of the batch otherwise.
+        spread: the variance where statistics are ``given``, which carry no gradient; M2 of the batch otherwise.
     """
     fused = getattr(kernel, "backward", None)
     if fused is not None and needs_input and not given:
         return fused(dy, x, pattern, centered, eps, mean, spread, weight, affine)
     count = x.numel() // max(mean.numel(), 1)
-    rstd = spread if given else (spread / count + eps).rsqrt()
+    mean, rstd = eager.statistics(x, mean, spread if given else spread / count, eps)
     s1, s2, d_weight, d_bias = kernel.grad_sums(dy, x, pattern, mean, rstd, weight, affine)
     if not needs_input:
         return None, d_weight, d_bias

@@ -70,6 +70,12 @@ def forward(
     return y, mean.reshape(shape), m2.reshape(shape)
 
 
+def statistics(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and rstd from a history, in the accumulator's dtype."""
+    dtype = _accumulator(x)
+    return mean.to(dtype), (variance.to(dtype) + eps).rsqrt()
+
+
 def grad_sums(
     dy: Tensor,
     x: Tensor,
@@ -132,7 +138,7 @@ def _operands(
     """x̂, the incoming gradient and γ, all split and in the accumulator's dtype."""
     deviation = x.reshape(binding.shape).to(mean.dtype) - mean.reshape(binding.keepdim_shape)
     x_hat = deviation * rstd.reshape(binding.keepdim_shape)
-    gamma = 1.0 if weight is None else affine.offset + _spread(weight, binding, affine).to(mean.dtype)
+    gamma = 1.0 if weight is None else _gamma(weight, x_hat, binding, affine)
     return x_hat, dy.reshape(binding.shape).to(mean.dtype), gamma
 
 
@@ -163,10 +169,15 @@ def _scale(
     if affine.cast == "before":
         x_hat = x_hat.to(x.dtype).to(x_hat.dtype)
     if weight is not None:
-        x_hat = x_hat * (affine.offset + _spread(weight, binding, affine).to(x_hat.dtype))
+        x_hat = x_hat * _gamma(weight, x_hat, binding, affine)
     if bias is not None:
         x_hat = x_hat + _spread(bias, binding, affine).to(x_hat.dtype)
     return _like(x_hat, x)
+
+
+def _gamma(weight: Tensor, like: Tensor, binding: Binding, affine: Affine) -> Tensor:
+    spread = _spread(weight, binding, affine).to(like.dtype)
+    return spread + affine.offset if affine.offset else spread
 
 
 def _spread(parameter: Tensor, binding: Binding, affine: Affine) -> Tensor:
@@ -174,7 +185,9 @@ def _spread(parameter: Tensor, binding: Binding, affine: Affine) -> Tensor:
     parameter = parameter.reshape(binding.sizes(affine.axes))
     order = sorted(range(len(affine.axes)), key=lambda k: binding.names.index(affine.axes[k]))
     wide = [size if n in affine.axes else 1 for n, size in zip(binding.names, binding.shape, strict=True)]
-    return parameter.permute(order).reshape(wide)
+    if order != list(range(len(order))):
+        parameter = parameter.permute(order)
+    return parameter.reshape(wide)
 
 
 def _like(split: Tensor, x: Tensor) -> Tensor:
