@@ -13,7 +13,7 @@ from evenorm import kernels
 from evenorm.affine import Affine
 from evenorm.kernels import aten, eager
 from evenorm.moments import Moments
-from evenorm.pattern import Binding, Pattern, PatternError
+from evenorm.pattern import Pattern, PatternError
 from evenorm.recipe import Recipe
 from evenorm.statistics import Batch, History, Statistics
 
@@ -321,11 +321,6 @@ def _parsed(pattern: str, axes: str = "", offset: float = 0.0, cast: Any = "afte
     return (_parse if torch.compiler.is_compiling() else _cached_parse)(pattern, axes, offset, cast)
 
 
-@lru_cache(maxsize=4096)
-def _bound(pattern: str, shape: tuple[int, ...]) -> Binding:
-    return _parsed(pattern)[0].bind(shape)
-
-
 def _check(
     recipe: Recipe,
     pattern: str,
@@ -338,26 +333,28 @@ def _check(
     """Refuse what cannot be normalized, before anything is written."""
     if not x.is_floating_point():
         raise TypeError(f"{caller}: expected a floating-point tensor, got {x.dtype}; convert it with x.float()")
-    others = {"weight": weight, "bias": bias, "history": None if history is None else history.mean}
-    for name, tensor in others.items():
+    others = (("weight", weight), ("bias", bias), ("history", None if history is None else history.mean))
+    for name, tensor in others:
         if tensor is not None and tensor.device != x.device:
-            raise ValueError(
-                f"{caller}: the input is on {x.device} and the {name} on {tensor.device}; move one with .to(...)"
-            )
+            raise ValueError(f"{caller}: the input is on {x.device}, the {name} on {tensor.device}; move one with .to(…)")
     if torch.compiler.is_compiling():
         # Shapes are symbolic; the operator's own shape function checks them.
         return
     try:
-        binding = _bound(pattern, tuple(x.shape))
+        count = _parameters(pattern, recipe.axes, x.shape)
     except PatternError as fault:
         raise fault.named(caller) from None
-    if (weight is not None or bias is not None) and not recipe.affine.axes:
-        raise ValueError(f"{caller}: got a weight or bias without its axes; name them, for example affine='c'")
-    for name in ("weight", "bias"):
-        tensor = others[name]
-        sizes = binding.sizes(recipe.affine.axes)
-        if tensor is not None and tensor.numel() != prod(sizes):
+    for name, tensor in others[:2]:
+        if tensor is not None and tensor.numel() != count:
+            where = f"on {recipe.axes!r}" if recipe.axes else "on no axis; name its axes, for example affine='c'"
             raise ValueError(
-                f"{caller}: expected a {name} of {prod(sizes)} values on {recipe.axes!r} {sizes}, "
-                f"got shape {tuple(tensor.shape)} for an input of shape {tuple(x.shape)}"
+                f"{caller}: expected a {name} of {count} values {where}, got shape {tuple(tensor.shape)} for an input "
+                f"of shape {tuple(x.shape)}"
             )
+
+
+@lru_cache(maxsize=4096)
+def _parameters(pattern: str, axes: str, shape: tuple[int, ...]) -> int:
+    """Values of a weight on these axes; the pattern must fit the shape."""
+    binding = Pattern.parse(pattern).bind(shape)
+    return prod(binding.sizes(axes.split())) if axes else 0

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from evenorm.affine import Affine, Cast
+from evenorm.affine import Affine
 from evenorm.functional import run
-from evenorm.pattern import Binding, Pattern
+from evenorm.pattern import Pattern
 from evenorm.recipe import Recipe
 from evenorm.statistics import Batch, Cumulative, History, Running, Statistics
 
-__all__ = ["BatchLayer", "Layer", "recipe_of"]
+__all__ = ["BatchLayer", "Layer"]
 
 
 class Layer(nn.Module):
@@ -31,19 +31,33 @@ class Layer(nn.Module):
     kernel: str | None = None
     """The kernel to use, by name; ``None`` chooses at each call."""
 
-    least_values: ClassVar[int] = 1
-    """Values that a statistic of a batch needs at the least."""
-
     forms: ClassVar[tuple[str, ...]] = ()
     """Input shapes that the layer takes; any that fits the pattern where there are none."""
 
+    least_values: ClassVar[int] = 1
+    """Values that a statistic of a batch needs at the least."""
+
+    pattern: Pattern
+    scaling: Affine = Affine()
+    centered: bool = True
+    statistics: Statistics = Batch()
+    history_axes: tuple[str, ...] = ()
+
+    eps: float | None
     weight: Tensor | None
     bias: Tensor | None
 
     @property
     def recipe(self) -> Recipe:
         """The layer as one sentence, read from its attributes."""
-        raise NotImplementedError
+        # A trace sees through caches and warns of each.
+        build = Recipe if torch.compiler.is_compiling() else _cached_recipe
+        try:
+            return build(
+                self.pattern, self.centered, self.statistics, self.history_axes, self.scaling, self.eps, self.kernel
+            )
+        except ValueError as fault:
+            raise ValueError(f"{self}: {fault}") from None
 
     @property
     def history(self) -> History | None:
@@ -64,7 +78,7 @@ class Layer(nn.Module):
         recipe, weight, bias = self.recipe, self.weight, self.bias
         self.check(input, recipe)
         if scale is not None or shift is not None:
-            recipe, weight, bias = self._given(recipe, input, scale, shift)
+            recipe, weight, bias = self._given(recipe, input, scale, shift), scale, shift
         return self.normalize(input, recipe, weight, bias)
 
     def normalize(self, input: Tensor, recipe: Recipe, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -73,44 +87,28 @@ class Layer(nn.Module):
 
     def check(self, input: Tensor, recipe: Recipe) -> None:
         """Refuse a shape that the layer does not take, before anything is written."""
-        ranks = [form.count(",") + 1 for form in self.forms]
-        if ranks and input.dim() not in ranks:
-            raise ValueError(
-                f"{self}: expected {' or '.join(self.forms)}, got {input.dim()} axes: shape {tuple(input.shape)}"
-            )
-        channels = getattr(self, "num_features", None)
-        if channels is not None and input.shape[1] != channels:
-            raise ValueError(
-                f"{self}: expected {channels} channels on axis 1, got {input.shape[1]} in shape {tuple(input.shape)}"
-            )
-        if self.least_values > 1 and not (self.history is not None and recipe.statistics.remembers(self.training)):
-            self._check_values(input, recipe.pattern)
+        remembers = self.history is not None and recipe.statistics.remembers(self.training)
+        least = 1 if remembers else self.least_values
+        find = _fault if torch.compiler.is_compiling() else _cached_fault
+        fault = find(self.forms, getattr(self, "num_features", None), least, recipe.pattern, input.shape)
+        if fault is not None:
+            raise ValueError(f"{self}: {fault}")
 
-    def _check_values(self, input: Tensor, pattern: Pattern) -> None:
-        values = pattern.bind(input.shape).count
-        if input.numel() and values < self.least_values:
-            raise ValueError(
-                f"{self}: expected at least {self.least_values} values per statistic, got {values} from shape "
-                f"{tuple(input.shape)}: the variance of one value is 0. Use a larger batch, or a normalizer "
-                f"that does not need one (LayerNorm)"
-            )
-
-    def _given(
-        self, recipe: Recipe, input: Tensor, scale: Tensor | None, shift: Tensor | None
-    ) -> tuple[Recipe, Tensor | None, Tensor | None]:
+    def _given(self, recipe: Recipe, input: Tensor, scale: Tensor | None, shift: Tensor | None) -> Recipe:
         """The recipe with the affine that the call brings."""
         if self.weight is not None or self.bias is not None:
             raise ValueError(
                 f"{self}: got scale or shift, but the layer has a weight or bias of its own; "
                 f"build it without (affine=False, elementwise_affine=False)"
             )
-        binding = recipe.pattern.bind(input.shape)
-        axes = [self._given_axes(recipe, binding, input, t) for t in (scale, shift) if t is not None]
-        if len({a for a in axes}) > 1:
+        axes = {self._given_axes(recipe, input, given) for given in (scale, shift) if given is not None}
+        if len(axes) > 1:
             raise ValueError(f"{self}: scale and shift lie on different axes; give both in one shape")
-        return replace(recipe, affine=replace_axes(recipe.affine, axes[0])), scale, shift
+        affine = Affine(axes.pop(), recipe.affine.offset, recipe.affine.cast)
+        return replace(recipe, affine=affine)
 
-    def _given_axes(self, recipe: Recipe, binding: Binding, input: Tensor, given: Tensor) -> tuple[str, ...]:
+    def _given_axes(self, recipe: Recipe, input: Tensor, given: Tensor) -> tuple[str, ...]:
+        binding = recipe.pattern.bind(input.shape)
         own = recipe.affine.axes
         first = tuple(n for n, axis in zip(binding.names, binding.axes, strict=True) if axis == 0)
         sizes, batch = binding.sizes(own), input.shape[0]
@@ -127,9 +125,26 @@ class Layer(nn.Module):
         )
 
 
-def replace_axes(affine: Affine, axes: tuple[str, ...]) -> Affine:
-    """The affine on other axes."""
-    return Affine(axes, affine.offset, affine.cast)
+_cached_recipe = lru_cache(maxsize=1024)(Recipe)
+
+
+def _fault(
+    forms: tuple[str, ...], channels: int | None, least: int, pattern: Pattern, shape: tuple[int, ...]
+) -> str | None:
+    """What is wrong with an input's shape, if anything."""
+    if forms and len(shape) not in [form.count(",") + 1 for form in forms]:
+        return f"expected {' or '.join(forms)}, got {len(shape)} axes: shape {tuple(shape)}"
+    if channels is not None and shape[1] != channels:
+        return f"expected {channels} channels on axis 1, got {shape[1]} in shape {tuple(shape)}"
+    if least > 1 and prod(shape) and pattern.bind(shape).count < least:
+        return (
+            f"expected at least {least} values per statistic, got 1 from shape {tuple(shape)}: the variance of one "
+            f"value is 0. Use a larger batch, or a normalizer that does not need one (LayerNorm)"
+        )
+    return None
+
+
+_cached_fault = lru_cache(maxsize=4096)(_fault)
 
 
 class BatchLayer(Layer):
@@ -167,7 +182,7 @@ class BatchLayer(Layer):
         self.validate()
 
     @property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> Statistics:  # type: ignore[override]
         """Where mean and variance come from, read from the attributes."""
         if self.running_mean is None or (self.training and not self.track_running_stats):
             return Batch()
@@ -179,38 +194,3 @@ class BatchLayer(Layer):
         if self.running_mean is None or self.running_var is None:
             return None
         return History(self.running_mean, self.running_var, self.num_batches_tracked)
-
-
-@lru_cache(maxsize=1024)
-def _recipe(
-    pattern: str,
-    centered: bool,
-    statistics: Statistics,
-    history: tuple[str, ...],
-    axes: str,
-    offset: float,
-    cast: Cast,
-    eps: float,
-    kernel: str | None,
-) -> Recipe:
-    return Recipe(Pattern.parse(pattern), centered, statistics, history, Affine(axes, offset, cast), eps, kernel)
-
-
-def recipe_of(
-    layer: Layer,
-    pattern: str,
-    axes: str,
-    *,
-    offset: float = 0.0,
-    cast: Cast = "after",
-    centered: bool = True,
-    statistics: Statistics | None = None,
-    history: tuple[str, ...] = (),
-) -> Recipe:
-    """The recipe of a layer, remembered: attributes rarely change between two calls."""
-    # A trace sees through caches and warns of each.
-    build = _recipe.__wrapped__ if torch.compiler.is_compiling() else _recipe
-    try:
-        return build(pattern, centered, statistics or Batch(), history, axes, offset, cast, layer.eps, layer.kernel)
-    except ValueError as fault:
-        raise ValueError(f"{layer}: {fault}") from None

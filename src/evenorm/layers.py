@@ -6,18 +6,20 @@ initializers, optimizers and exporters know it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from evenorm.affine import Cast
-from evenorm.layer import BatchLayer, Layer, recipe_of
-from evenorm.moments import Moments
+from evenorm.affine import Affine, Cast
 from evenorm.functional import compute, remember
+from evenorm.layer import BatchLayer, Layer
+from evenorm.moments import Moments
+from evenorm.pattern import Pattern
 from evenorm.recipe import Recipe
-from evenorm.statistics import Batch
+from evenorm.statistics import Batch, Statistics
 
 __all__ = [
     "BatchNorm1d",
@@ -38,10 +40,7 @@ __all__ = [
 
 
 class _BatchNorm(BatchLayer):
-    @property
-    def recipe(self) -> Recipe:
-        """Pattern ``[n] c [...]``."""
-        return recipe_of(self, "[n] c [...]", "c", statistics=self.statistics, history=("c",))
+    pattern, scaling, history_axes = Pattern.parse("[n] c [...]"), Affine("c"), ("c",)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
@@ -104,6 +103,8 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
 
 
 class _GhostBatchNorm(BatchLayer, _NormBase):
+    scaling, history_axes = Affine("c"), ("c",)
+
     def __init__(
         self,
         num_features: int,
@@ -123,36 +124,38 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
                 f"{type(self).__name__}: virtual_batch_size must be a positive integer, got {virtual_batch_size!r}"
             )
         self.virtual_batch_size = virtual_batch_size
+        self.pattern = Pattern.parse("(k [n]) c [...]", n=virtual_batch_size)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, decay=decay
         )
 
-    @property
-    def recipe(self) -> Recipe:
-        """Pattern ``(k [n]) c [...]``."""
-        return self._chunks_of(self.virtual_batch_size)
-
-    def _chunks_of(self, size: int) -> Recipe:
-        pattern = f"(k [n={size}]) c [...]"
-        return recipe_of(self, pattern, "c", statistics=self.statistics, history=("c",))
-
     def normalize(self, input: Tensor, recipe: Recipe, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The whole chunks in one call, a short last chunk in another; the history sees all of them at once."""
-        tail = input.shape[0] % self.virtual_batch_size
-        if self.history is not None and recipe.statistics.remembers(self.training) or not tail:
+        tail = self._tail(input)
+        if not tail or (self.history is not None and recipe.statistics.remembers(self.training)):
             return super().normalize(input, recipe, weight, bias)
-        short = self._chunks_of(tail)
-        self._check_values(input[-tail:], short.pattern)
-        parts = [(recipe, input[:-tail]), (short, input[-tail:])]
-        results = [compute(r, x, weight, bias, None, self) for r, x in parts if x.shape[0]]
+        whole, rest = slice(None, -tail), slice(-tail, None)
+        parts = [(recipe, whole)] if input.shape[0] > tail else []
+        parts.append((replace(recipe, pattern=recipe.pattern.with_sizes(n=tail)), rest))
+        # Parameters given per sample go with their samples.
+        per_sample = "n" in recipe.affine.axes
+        results = []
+        for part, rows in parts:
+            own = [p[rows] if p is not None and per_sample else p for p in (weight, bias)]
+            results.append(compute(part, input[rows], *own, None, self))
         if self.training and self.history is not None:
             remember(recipe, self.history, Moments.concatenated(m for _, m in results if m is not None))
         return torch.cat([y for y, _ in results])
 
     def check(self, input: Tensor, recipe: Recipe) -> None:
-        """As every layer, with the values of a whole chunk."""
-        tail = input.shape[0] % self.virtual_batch_size if input.dim() else 0
-        super().check(input, self._chunks_of(tail) if tail else recipe)
+        """As every layer; the short last chunk must have values enough too."""
+        tail = self._tail(input)
+        if tail:
+            input, recipe = input[-tail:], replace(recipe, pattern=recipe.pattern.with_sizes(n=tail))
+        super().check(input, recipe)
+
+    def _tail(self, input: Tensor) -> int:
+        return input.shape[0] % self.virtual_batch_size if input.dim() else 0
 
     def extra_repr(self) -> str:
         """Torch's, and the virtual batch size."""
@@ -202,6 +205,8 @@ class GhostBatchNorm3d(_GhostBatchNorm):
 
 
 class _InstanceNorm(BatchLayer):
+    pattern, scaling, history_axes = Pattern.parse("n c [...]"), Affine("c"), ("c",)
+
     def __init__(
         self,
         num_features: int,
@@ -220,11 +225,9 @@ class _InstanceNorm(BatchLayer):
         )
 
     @property
-    def recipe(self) -> Recipe:
-        """Pattern ``n c [...]``."""
-        # Torch's layer ignores its running averages altogether where it does not track them.
-        statistics = self.statistics if self.track_running_stats else Batch()
-        return recipe_of(self, "n c [...]", "c", statistics=statistics, history=("c",))
+    def statistics(self) -> Statistics:  # type: ignore[override]
+        """As batch normalization's; but torch's layer ignores running averages that it does not track."""
+        return super().statistics if self.track_running_stats else Batch()
 
     def forward(self, input: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """Normalize; one sample may come without its batch axis, as torch's layer takes it."""
@@ -298,6 +301,7 @@ class GroupNorm(Layer, nn.GroupNorm):
     torch.Size([4, 6, 5])
     """
 
+    scaling = Affine("g c")
     least_values = 2
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, *args: Any, **kwargs: Any) -> None:
@@ -306,20 +310,14 @@ class GroupNorm(Layer, nn.GroupNorm):
                 f"GroupNorm: num_groups must divide num_channels, got {num_groups} groups and {num_channels} channels"
             )
         super().__init__(num_groups, num_channels, eps, *args, **kwargs)
+        self.pattern = Pattern.parse("n (g [c]) [...]", g=num_groups, c=num_channels // num_groups)
         self.validate()
 
-    @property
-    def recipe(self) -> Recipe:
-        """Pattern ``n (g [c]) [...]``."""
-        pattern = f"n (g={self.num_groups} [c={self.num_channels // self.num_groups}]) [...]"
-        return recipe_of(self, pattern, "g c")
 
-
-def _last_axes(shape: tuple[int, ...]) -> tuple[str, str]:
-    """Pattern and affine of a normalization over the last axes."""
-    names = ["d"] if len(shape) == 1 else [f"d{k}" for k in range(len(shape))]
-    sized = " ".join(f"{name}={size}" for name, size in zip(names, shape, strict=True))
-    return f"... [{sized}]", " ".join(names)
+def _last_axes(shape: tuple[int, ...]) -> tuple[Pattern, tuple[str, ...]]:
+    """Pattern and affine axes of a normalization over the last axes."""
+    sizes = {"d" if len(shape) == 1 else f"d{k}": size for k, size in enumerate(shape)}
+    return Pattern.parse(f"... [{' '.join(sizes)}]", **sizes), tuple(sizes)
 
 
 class LayerNorm(Layer, nn.LayerNorm):
@@ -344,13 +342,9 @@ class LayerNorm(Layer, nn.LayerNorm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.pattern, axes = _last_axes(self.normalized_shape)
+        self.scaling = Affine(axes)
         self.validate()
-
-    @property
-    def recipe(self) -> Recipe:
-        """Pattern ``... [d]``."""
-        pattern, axes = _last_axes(self.normalized_shape)
-        return recipe_of(self, pattern, axes)
 
 
 class RMSNorm(Layer, nn.RMSNorm):
@@ -374,6 +368,7 @@ class RMSNorm(Layer, nn.RMSNorm):
     """
 
     bias = None
+    centered = False
 
     def __init__(
         self,
@@ -386,20 +381,20 @@ class RMSNorm(Layer, nn.RMSNorm):
         weight_offset: float = 0.0,
         cast: Cast = "after",
     ) -> None:
-        self.weight_offset, self.cast = weight_offset, cast
+        self.scaling = Affine((), weight_offset, cast)
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        self.pattern, axes = self._axes()
+        self.scaling = Affine(axes, weight_offset, cast)
         self.validate()
+
+    def _axes(self) -> tuple[Pattern, tuple[str, ...]]:
+        return _last_axes(self.normalized_shape)
 
     def reset_parameters(self) -> None:
         """The weight starts where offset + weight is 1."""
         if self.weight is not None:
-            nn.init.constant_(self.weight, 1.0 - self.weight_offset)
+            nn.init.constant_(self.weight, 1.0 - self.scaling.offset)
 
-    @property
-    def recipe(self) -> Recipe:
-        """Pattern ``... [d]``, not centered."""
-        pattern, axes = _last_axes(self.normalized_shape)
-        return recipe_of(self, pattern, axes, offset=self.weight_offset, cast=self.cast, centered=False)
 
 
 class LayerNorm2d(Layer, nn.LayerNorm):
@@ -423,16 +418,13 @@ class LayerNorm2d(Layer, nn.LayerNorm):
     torch.Size([2, 3, 4, 4])
     """
 
+    scaling = Affine("c")
     forms = ("(N, C, H, W)",)
 
     def __init__(self, num_channels: int, eps: float = 1e-6, *args: Any, **kwargs: Any) -> None:
         super().__init__(num_channels, eps, *args, **kwargs)
+        self.pattern = Pattern.parse("n [c] h w", c=num_channels)
         self.validate()
-
-    @property
-    def recipe(self) -> Recipe:
-        """Pattern ``n [c] h w``."""
-        return recipe_of(self, f"n [c={self.normalized_shape[0]}] h w", "c")
 
 
 class RMSNorm2d(RMSNorm):
@@ -444,8 +436,5 @@ class RMSNorm2d(RMSNorm):
 
     forms = ("(N, C, H, W)",)
 
-    @property
-    def recipe(self) -> Recipe:
-        """Pattern ``n [c] h w``, not centered."""
-        pattern = f"n [c={self.normalized_shape[0]}] h w"
-        return recipe_of(self, pattern, "c", offset=self.weight_offset, cast=self.cast, centered=False)
+    def _axes(self) -> tuple[Pattern, tuple[str, ...]]:
+        return Pattern.parse("n [c] h w", c=self.normalized_shape[0]), ("c",)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from evenorm.affine import Affine
-from evenorm.layer import Layer, recipe_of
+from evenorm.layer import Layer
 from evenorm.pattern import Pattern, PatternError
-from evenorm.recipe import Recipe
 from evenorm.statistics import Batch, History, Statistics
 
 __all__ = ["Norm"]
@@ -67,16 +66,16 @@ class Norm(Layer):
         self.pattern = Pattern.parse(pattern, **sizes) if isinstance(pattern, str) else pattern.with_sizes(**sizes)
         known = {f.name: f.size for axis in self.pattern.axes if all(f.size for f in axis.factors) for f in axis.factors}
         if affine is None or isinstance(affine, Affine):
-            self.affine = affine or Affine()
+            self.scaling = affine or Affine()
         else:
-            self.affine = Affine(affine or tuple(known))
+            self.scaling = Affine(affine or tuple(known))
         self.centered, self.eps = centered, eps
         self.statistics = statistics or Batch()
         kept = tuple(f.name for f in self.pattern.factors if not f.reduced and f.name in known)
-        self.history_axes = tuple(history.split()) or kept
-        shape = self._sizes(self.affine.axes)
-        own = bool(self.affine.axes)
-        start = torch.full(shape, 1.0 - self.affine.offset, device=device, dtype=dtype)
+        self.history_axes = (tuple(history.split()) or kept) if self.statistics.remembers(training=False) else ()
+        shape = self._sizes(self.scaling.axes)
+        own = bool(self.scaling.axes)
+        start = torch.full(shape, 1.0 - self.scaling.offset, device=device, dtype=dtype)
         self.weight = nn.Parameter(start) if own else None
         self.bias = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)) if own and bias else None
         self._remember(device)
@@ -106,20 +105,6 @@ class Norm(Layer):
         return tuple(size for name in axes if (size := sizes[name]))
 
     @property
-    def recipe(self) -> Recipe:
-        """The pattern that was given."""
-        return recipe_of(
-            self,
-            self.pattern.text,
-            " ".join(self.affine.axes),
-            offset=self.affine.offset,
-            cast=self.affine.cast,
-            centered=self.centered,
-            statistics=self.statistics,
-            history=self.history_axes if self.running_mean is not None else (),
-        )
-
-    @property
     def history(self) -> History | None:
         """The running statistics, if there are any."""
         if self.running_mean is None or self.running_var is None:
@@ -128,9 +113,9 @@ class Norm(Layer):
 
     def extra_repr(self) -> str:
         """The pattern and what differs from the defaults."""
-        parts = [repr(self.pattern.text), f"affine={' '.join(self.affine.axes)!r}" if self.affine.axes else "affine=None"]
-        if self.affine.offset:
-            parts.append(f"weight_offset={self.affine.offset:g}")
+        parts = [repr(self.pattern.text), f"affine={' '.join(self.scaling.axes)!r}" if self.scaling.axes else "affine=None"]
+        if self.scaling.offset:
+            parts.append(f"weight_offset={self.scaling.offset:g}")
         if not self.centered:
             parts.append("centered=False")
         if self.eps != 1e-5:

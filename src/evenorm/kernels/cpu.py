@@ -244,10 +244,11 @@ class _Call:
         return _unpermuted(parameter, self.plan.parameter_order)
 
     def _parameter(self, parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        if parameter is None:
-            return None
+        order = self.plan.parameter_order
+        if parameter is None or (order is None and parameter.dtype == dtype and parameter.is_contiguous()):
+            return parameter
         shaped = parameter.detach().to(dtype).reshape(self.plan.parameter_shape)
-        return _permuted(shaped, self.plan.parameter_order).contiguous()
+        return _permuted(shaped, order).contiguous()
 
     def _dense(self, tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, self.plan.dense, dtype=tensor.dtype).copy_(tensor)
