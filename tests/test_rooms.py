@@ -22,9 +22,8 @@ ORDER = (
     ("statistics", "epilogue"),
     ("recipe",),
     ("functional",),
-    ("layer",),
-    ("layers", "norm", "weights"),
-    ("surgery",),
+    ("layers", "weights"),
+    ("explain", "surgery"),
     ("doctor", "lab", "bench"),
     ("cli",),
 )

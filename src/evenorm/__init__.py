@@ -11,6 +11,52 @@ from evenorm.moments import Moments
 from evenorm.statistics import Batch, Cumulative, Frozen, History, Running
 from evenorm.recipe import Recipe
 from evenorm.functional import normalize
-from evenorm.layers import *
-from evenorm.norm import Norm
+from evenorm.layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    LayerNorm2d,
+    Norm,
+    RMSNorm,
+    RMSNorm2d,
+)
 from evenorm.weights import spectral_norm, weight_norm
+
+__all__ = [
+    "Affine",
+    "Batch",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Cumulative",
+    "Frozen",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
+    "GroupNorm",
+    "History",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LayerNorm2d",
+    "Moments",
+    "Norm",
+    "Pattern",
+    "PatternError",
+    "RMSNorm",
+    "RMSNorm2d",
+    "Recipe",
+    "Running",
+    "normalize",
+    "spectral_norm",
+    "weight_norm",
+]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evenorm.affine import Affine
-from evenorm.layer import Layer
+from evenorm.layers.layer import Layer
 from evenorm.pattern import Pattern, PatternError
 from evenorm.statistics import Batch, History, Statistics
 

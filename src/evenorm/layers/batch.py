@@ -1,0 +1,74 @@
+"""Batch normalization: statistics per channel, over the batch and the positions."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from evenorm.affine import Affine
+from evenorm.layers.layer import BatchLayer
+from evenorm.pattern import Pattern
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+
+class _BatchNorm(BatchLayer):
+    pattern, scaling, history_axes = Pattern.parse("[n] c [...]"), Affine("c"), ("c",)
+
+
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    r"""Batch normalization of (N, C) or (N, C, L), per channel over the batch and the positions.
+
+    .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \cdot \gamma_c + \beta_c
+
+    Pattern ``[n] c [...]``. In training the batch's biased variance normalizes and the running averages take
+    mean and unbiased variance in; in evaluation the running averages normalize.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias: as ``torch.nn.BatchNorm1d``.
+        decay: the other convention of momentum: ``decay=0.99`` is ``momentum=0.01``.
+
+    Shape:
+        (N, C) or (N, C, L) to the same; γ, β and the running averages are (C,).
+
+    Source:
+        Ioffe & Szegedy, "Batch Normalization" (2015), algorithms 1 and 2.
+
+    >>> BatchNorm1d(3)(torch.ones(4, 3)).tolist()[0]
+    [0.0, 0.0, 0.0]
+    """
+
+    forms = ("(N, C)", "(N, C, L)")
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    r"""Batch normalization of images (N, C, H, W), per channel over the batch and the pixels.
+
+    .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \cdot \gamma_c + \beta_c
+
+    Pattern ``[n] c [...]``; arguments, statistics and source as in :class:`BatchNorm1d`.
+
+    Shape:
+        (N, C, H, W) to the same, any memory format.
+
+    >>> BatchNorm2d(3)(torch.randn(2, 3, 4, 4)).shape
+    torch.Size([2, 3, 4, 4])
+    """
+
+    forms = ("(N, C, H, W)",)
+
+
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    r"""Batch normalization of volumes (N, C, D, H, W), per channel over the batch and the voxels.
+
+    .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \cdot \gamma_c + \beta_c
+
+    Pattern ``[n] c [...]``; arguments, statistics and source as in :class:`BatchNorm1d`.
+
+    Shape:
+        (N, C, D, H, W) to the same, any memory format.
+
+    >>> BatchNorm3d(3)(torch.randn(2, 3, 4, 4, 4)).shape
+    torch.Size([2, 3, 4, 4, 4])
+    """
+
+    forms = ("(N, C, D, H, W)",)

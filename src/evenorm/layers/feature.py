@@ -1,0 +1,140 @@
+"""Layer and RMS normalization: statistics per position, over its features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from evenorm.affine import Affine, Cast
+from evenorm.layers.layer import Layer
+from evenorm.pattern import Pattern
+
+__all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm", "RMSNorm2d"]
+
+
+def _last_axes(shape: tuple[int, ...]) -> tuple[Pattern, tuple[str, ...]]:
+    """Pattern and affine axes of a normalization over the last axes."""
+    sizes = {"d" if len(shape) == 1 else f"d{k}": size for k, size in enumerate(shape)}
+    return Pattern.parse(f"... [{' '.join(sizes)}]", **sizes), tuple(sizes)
+
+
+class LayerNorm(Layer, nn.LayerNorm):
+    r"""Layer normalization over the last axes.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \odot \gamma + \beta
+
+    Pattern ``... [d]``; a row's result does not depend on the rows beside it.
+
+    Args:
+        normalized_shape, eps, elementwise_affine, bias, device, dtype: as ``torch.nn.LayerNorm``.
+
+    Shape:
+        (…, *normalized_shape) to the same; γ and β have shape ``normalized_shape``.
+
+    Source:
+        Ba, Kiros & Hinton, "Layer Normalization" (2016), eq. 4.
+
+    >>> LayerNorm(8)(torch.randn(2, 3, 8)).shape
+    torch.Size([2, 3, 8])
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pattern, axes = _last_axes(self.normalized_shape)
+        self.scaling = Affine(axes)
+        self.validate()
+
+
+class RMSNorm(Layer, nn.RMSNorm):
+    r"""Root mean square normalization over the last axes: no mean is subtracted.
+
+    .. math:: y = \frac{x}{\sqrt{\frac{1}{d}\sum x^2 + \epsilon}} \odot (\text{offset} + \gamma)
+
+    Pattern ``... [d]``, not centered.
+
+    Args:
+        normalized_shape, eps, elementwise_affine, device, dtype: as ``torch.nn.RMSNorm``; ``eps=None`` is the
+            machine epsilon of the input's dtype.
+        weight_offset: 1 for Gemma's 1 + weight, whose weight starts at 0.
+        cast: ``"before"`` rounds to the input's dtype before scaling (Llama), ``"after"`` once at the end.
+
+    Source:
+        Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), eq. 4.
+
+    >>> RMSNorm(2, eps=0.0)(torch.tensor([3.0, 4.0])) * 12.5**0.5
+    tensor([3.0000, 4.0000], grad_fn=<MulBackward0>)
+    """
+
+    bias = None
+    centered = False
+
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        weight_offset: float = 0.0,
+        cast: Cast = "after",
+    ) -> None:
+        self.scaling = Affine((), weight_offset, cast)
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        self.pattern, axes = self._axes()
+        self.scaling = Affine(axes, weight_offset, cast)
+        self.validate()
+
+    def _axes(self) -> tuple[Pattern, tuple[str, ...]]:
+        return _last_axes(self.normalized_shape)
+
+    def reset_parameters(self) -> None:
+        """The weight starts where offset + weight is 1."""
+        if self.weight is not None:
+            nn.init.constant_(self.weight, 1.0 - self.scaling.offset)
+
+
+
+class LayerNorm2d(Layer, nn.LayerNorm):
+    r"""Layer normalization over the channels of images that keep them first (ConvNeXt).
+
+    .. math:: y = \frac{x - \mu_{nhw}}{\sqrt{\sigma_{nhw}^2 + \epsilon}} \cdot \gamma_c + \beta_c
+
+    Pattern ``n [c] h w``; no permutation to channels last and back.
+
+    Args:
+        num_channels: C.
+        eps, elementwise_affine, bias, device, dtype: as ``torch.nn.LayerNorm``.
+
+    Shape:
+        (N, C, H, W) to the same, any memory format; γ and β are (C,).
+
+    Source:
+        Liu et al., "A ConvNet for the 2020s" (2022), appendix.
+
+    >>> LayerNorm2d(3)(torch.randn(2, 3, 4, 4)).shape
+    torch.Size([2, 3, 4, 4])
+    """
+
+    scaling = Affine("c")
+    forms = ("(N, C, H, W)",)
+
+    def __init__(self, num_channels: int, eps: float = 1e-6, *args: Any, **kwargs: Any) -> None:
+        super().__init__(num_channels, eps, *args, **kwargs)
+        self.pattern = Pattern.parse("n [c] h w", c=num_channels)
+        self.validate()
+
+
+class RMSNorm2d(RMSNorm):
+    """Root mean square normalization over the channels of (N, C, H, W); see :class:`RMSNorm`, :class:`LayerNorm2d`.
+
+    >>> RMSNorm2d(3)(torch.randn(2, 3, 4, 4)).shape
+    torch.Size([2, 3, 4, 4])
+    """
+
+    forms = ("(N, C, H, W)",)
+
+    def _axes(self) -> tuple[Pattern, tuple[str, ...]]:
+        return Pattern.parse("n [c] h w", c=self.normalized_shape[0]), ("c",)

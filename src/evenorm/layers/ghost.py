@@ -1,0 +1,121 @@
+"""Ghost batch normalization: statistics per channel and virtual batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+
+from evenorm.affine import Affine
+from evenorm.functional import compute, remember
+from evenorm.layers.layer import BatchLayer
+from evenorm.moments import Moments
+from evenorm.pattern import Pattern
+from evenorm.recipe import Recipe
+
+__all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
+
+
+class _GhostBatchNorm(BatchLayer, _NormBase):
+    scaling, history_axes = Affine("c"), ("c",)
+
+    def __init__(
+        self,
+        num_features: int,
+        virtual_batch_size: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        decay: float | None = None,
+    ) -> None:
+        if not isinstance(virtual_batch_size, int) or virtual_batch_size < 1:
+            raise ValueError(
+                f"{type(self).__name__}: virtual_batch_size must be a positive integer, got {virtual_batch_size!r}"
+            )
+        self.virtual_batch_size = virtual_batch_size
+        self.pattern = Pattern.parse("(k [n]) c [...]", n=virtual_batch_size)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, decay=decay
+        )
+
+    def normalize(self, input: Tensor, recipe: Recipe, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The whole chunks in one call, a short last chunk in another; the history sees all of them at once."""
+        tail = self._tail(input)
+        if not tail or (self.history is not None and recipe.statistics.remembers(self.training)):
+            return super().normalize(input, recipe, weight, bias)
+        whole, rest = slice(None, -tail), slice(-tail, None)
+        parts = [(recipe, whole)] if input.shape[0] > tail else []
+        parts.append((replace(recipe, pattern=recipe.pattern.with_sizes(n=tail)), rest))
+        # Parameters given per sample go with their samples.
+        per_sample = "n" in recipe.affine.axes
+        results = []
+        for part, rows in parts:
+            own = [p[rows] if p is not None and per_sample else p for p in (weight, bias)]
+            results.append(compute(part, input[rows], *own, None, self))
+        if self.training and self.history is not None:
+            remember(recipe, self.history, Moments.concatenated(m for _, m in results if m is not None))
+        return torch.cat([y for y, _ in results])
+
+    def check(self, input: Tensor, recipe: Recipe) -> None:
+        """As every layer; the short last chunk must have values enough too."""
+        tail = self._tail(input)
+        if tail:
+            input, recipe = input[-tail:], replace(recipe, pattern=recipe.pattern.with_sizes(n=tail))
+        super().check(input, recipe)
+
+    def _tail(self, input: Tensor) -> int:
+        return input.shape[0] % self.virtual_batch_size if input.dim() else 0
+
+    def extra_repr(self) -> str:
+        """Torch's, and the virtual batch size."""
+        return f"{super().extra_repr()}, virtual_batch_size={self.virtual_batch_size}"
+
+
+class GhostBatchNorm1d(_GhostBatchNorm):
+    r"""Batch normalization of (N, C) or (N, C, L) over virtual batches of the batch.
+
+    .. math:: y = \frac{x - \mu_{kc}}{\sqrt{\sigma_{kc}^2 + \epsilon}} \cdot \gamma_c + \beta_c
+
+    Pattern ``(k [n]) c [...]``. The last chunk may be short. The running averages take the average of the
+    chunks' means and unbiased variances in, and evaluation is batch normalization's.
+
+    Args:
+        virtual_batch_size: samples per chunk.
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, decay: as :class:`BatchNorm1d`.
+
+    Source:
+        Hoffer, Hubara & Soudry, "Train longer, generalize better" (2017), algorithm 1.
+
+    >>> GhostBatchNorm1d(3, virtual_batch_size=4)(torch.randn(10, 3)).shape
+    torch.Size([10, 3])
+    """
+
+    forms = ("(N, C)", "(N, C, L)")
+
+
+class GhostBatchNorm2d(_GhostBatchNorm):
+    """Ghost batch normalization of images (N, C, H, W); see :class:`GhostBatchNorm1d`.
+
+    >>> GhostBatchNorm2d(3, virtual_batch_size=2)(torch.randn(4, 3, 5, 5)).shape
+    torch.Size([4, 3, 5, 5])
+    """
+
+    forms = ("(N, C, H, W)",)
+
+
+class GhostBatchNorm3d(_GhostBatchNorm):
+    """Ghost batch normalization of volumes (N, C, D, H, W); see :class:`GhostBatchNorm1d`.
+
+    >>> GhostBatchNorm3d(3, virtual_batch_size=2)(torch.randn(4, 3, 5, 5, 5)).shape
+    torch.Size([4, 3, 5, 5, 5])
+    """
+
+    forms = ("(N, C, D, H, W)",)

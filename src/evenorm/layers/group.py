@@ -1,0 +1,46 @@
+"""Group normalization: statistics per sample and group of channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from evenorm.affine import Affine
+from evenorm.layers.layer import Layer
+from evenorm.pattern import Pattern
+
+__all__ = ["GroupNorm"]
+
+
+class GroupNorm(Layer, nn.GroupNorm):
+    r"""Group normalization of (N, C, …), per sample over groups of channels and the positions.
+
+    .. math:: y = \frac{x - \mu_{ng}}{\sqrt{\sigma_{ng}^2 + \epsilon}} \cdot \gamma_c + \beta_c
+
+    Pattern ``n (g [c]) [...]``.
+
+    Args:
+        num_groups, num_channels, eps, affine, device, dtype, bias: as ``torch.nn.GroupNorm``.
+
+    Shape:
+        (N, C, …) to the same, any memory format; γ and β are (C,).
+
+    Source:
+        Wu & He, "Group Normalization" (2018), eq. 7.
+
+    >>> GroupNorm(2, 6)(torch.randn(4, 6, 5)).shape
+    torch.Size([4, 6, 5])
+    """
+
+    scaling = Affine("g c")
+    least_values = 2
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, *args: Any, **kwargs: Any) -> None:
+        if num_groups < 1 or num_channels % num_groups:
+            raise ValueError(
+                f"GroupNorm: num_groups must divide num_channels, got {num_groups} groups and {num_channels} channels"
+            )
+        super().__init__(num_groups, num_channels, eps, *args, **kwargs)
+        self.pattern = Pattern.parse("n (g [c]) [...]", g=num_groups, c=num_channels // num_groups)
+        self.validate()

@@ -1,0 +1,91 @@
+"""Instance normalization: statistics per sample and channel, over the positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from evenorm.affine import Affine
+from evenorm.layers.layer import BatchLayer
+from evenorm.pattern import Pattern
+from evenorm.statistics import Batch, Statistics
+
+__all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
+
+
+class _InstanceNorm(BatchLayer):
+    pattern, scaling, history_axes = Pattern.parse("n c [...]"), Affine("c"), ("c",)
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        decay: float | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, decay=decay
+        )
+
+    @property
+    def statistics(self) -> Statistics:  # type: ignore[override]
+        """As batch normalization's; but torch's layer ignores running averages that it does not track."""
+        return super().statistics if self.track_running_stats else Batch()
+
+    def forward(self, input: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """Normalize; one sample may come without its batch axis, as torch's layer takes it."""
+        if isinstance(input, Tensor) and input.dim() == self.forms[0].count(",") :
+            return super().forward(input[None], scale=scale, shift=shift)[0]
+        return super().forward(input, scale=scale, shift=shift)
+
+
+class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
+    r"""Instance normalization of (N, C, L), per sample and channel over the positions.
+
+    .. math:: y = \frac{x - \mu_{nc}}{\sqrt{\sigma_{nc}^2 + \epsilon}} \cdot \gamma_c + \beta_c
+
+    Pattern ``n c [...]``. With ``track_running_stats`` the running averages take the average over the samples
+    in, and normalize in evaluation.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias: as ``torch.nn.InstanceNorm1d``.
+        decay: the other convention of momentum.
+
+    Shape:
+        (N, C, L) or (C, L) to the same; γ, β and the running averages are (C,).
+
+    Source:
+        Ulyanov, Vedaldi & Lempitsky, "Instance Normalization" (2016), eq. 7.
+
+    >>> InstanceNorm1d(3)(torch.randn(2, 3, 8)).shape
+    torch.Size([2, 3, 8])
+    """
+
+    forms = ("(N, C, L)",)
+
+
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    """Instance normalization of images (N, C, H, W) or (C, H, W); see :class:`InstanceNorm1d`.
+
+    >>> InstanceNorm2d(3)(torch.randn(2, 3, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    forms = ("(N, C, H, W)",)
+
+
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    """Instance normalization of volumes (N, C, D, H, W) or (C, D, H, W); see :class:`InstanceNorm1d`.
+
+    >>> InstanceNorm3d(3)(torch.randn(2, 3, 4, 4, 4)).shape
+    torch.Size([2, 3, 4, 4, 4])
+    """
+
+    forms = ("(N, C, D, H, W)",)
