@@ -1,0 +1,115 @@
+"""Every layer, in every dtype, layout and mode, on every kernel, against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, Case, lay
+from kernels_here import AVAILABLE
+from oracle import expect
+from properties import agrees_with_reference, assert_step, assert_within, seeded_input, step
+
+import evenorm
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+ON_KERNELS = [
+    pytest.param(case, kernel, id=f"{case}-{kernel}")
+    for case in CASES
+    for kernel in AVAILABLE
+    if case.fused or kernel == "eager"
+]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("case", "kernel"), ON_KERNELS)
+def test_agrees_with_the_reference(case: Case, kernel: str, dtype: str, training: bool) -> None:
+    agrees_with_reference(case, kernel, DTYPES[dtype], training)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_all_zero_result_fails(case: Case, dtype: str) -> None:
+    layer = case.layer(DTYPES[dtype])
+    x = seeded_input(case.shape, DTYPES[dtype])
+    dy = torch.randn(case.shape, dtype=torch.float64).to(x.dtype)
+    options = case.options(case.shape, x.dtype)
+    expected = expect(case, layer, x, dy, options)
+    for name, values in (("y", expected.y), ("x", expected.x), ("weight", expected.weight)):
+        if values is not None:
+            with pytest.raises(AssertionError, match="out of bounds"):
+                assert_within(torch.zeros(values.values.shape), values, name)
+
+
+# Half of a batch norm's inputs come expanded from a mean or a sum behind it.
+COTANGENTS = {
+    "one number": lambda shape: torch.randn(()).expand(shape),
+    "one per sample": lambda shape: (
+        torch.randn(shape[0], *[1] * (len(shape) - 1)).expand(shape)
+    ),
+    "reversed axes": lambda shape: torch.randn(shape[::-1]).permute(*range(len(shape))[::-1]),
+    "with gaps": lambda shape: torch.randn(*shape, 2)[..., 0],
+}
+
+
+@pytest.mark.parametrize("cotangent", COTANGENTS)
+@pytest.mark.parametrize(("case", "kernel"), ON_KERNELS)
+def test_gradient_in_any_layout(case: Case, kernel: str, cotangent: str) -> None:
+    layer = case.layer(torch.float32, kernel)
+    x = seeded_input(case.shape, torch.float32)
+    for layout in ("contiguous", "channels_last"):
+        laid = lay(x, layout, case.pattern)
+        dy = COTANGENTS[cotangent](case.shape)
+        options = case.options(case.shape, x.dtype)
+        expected = expect(case, layer, laid, dy, options)
+        assert_step(step(layer, laid, dy, options), expected, f"{case} {layout}")
+
+
+@pytest.mark.parametrize("kernel", AVAILABLE)
+@pytest.mark.parametrize("case", [c for c in CASES if c.twin], ids=str)
+def test_agrees_with_torch(case: Case, kernel: str) -> None:
+    """Three steps in training, one in evaluation: output, gradients and buffers."""
+    assert case.twin is not None
+    layer, twin = case.layer(kernel=kernel), case.twin().double()
+    twin.load_state_dict(layer.state_dict(), strict=True)
+    for training in (True, True, True, False):
+        layer.train(training)
+        twin.train(training)
+        shape = twin_shape(case)
+        x = seeded_input(shape, torch.float64).requires_grad_()
+        dy = torch.randn(shape, dtype=torch.float64)
+        ours, theirs = layer(x), twin(x)
+        close(ours, theirs)
+        inputs = [x, *layer.parameters()], [x, *twin.parameters()]
+        gradients = [torch.autograd.grad(y, i, dy) for y, i in zip((ours, theirs), inputs, strict=True)]
+        for mine, torchs in zip(*gradients, strict=True):
+            close(mine, torchs)
+        state = twin.state_dict()
+        assert layer.state_dict().keys() == state.keys()
+        for name, value in layer.state_dict().items():
+            # Torch's instance norm never counts its batches.
+            if not ("Instance" in case.name and name == "num_batches_tracked"):
+                close(value, state[name])
+
+
+def twin_shape(case: Case) -> tuple[int, ...]:
+    return case.shapes[-1] if case.shapes[-1][-1] < 1000 else case.shape
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_torch_has_a_twin_in_the_table_for_every_name_we_share() -> None:
+    shared = {name for name in evenorm.layers.__all__ if hasattr(torch.nn, name)}
+    twins = {type(c.twin()).__name__ for c in CASES if c.twin}
+    assert shared <= twins
+
+
+def test_every_layer_is_in_the_table() -> None:
+    assert {*evenorm.layers.__all__} - {"Layer"} <= {type(c.make()).__name__ for c in CASES}
