@@ -29,6 +29,7 @@ from evenorm.layers import (
     RMSNorm2d,
 )
 from evenorm.weights import spectral_norm, weight_norm
+from evenorm.explain import Explanation, explain
 
 __all__ = [
     "Affine",
@@ -37,6 +38,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Cumulative",
+    "Explanation",
     "Frozen",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
@@ -56,6 +58,7 @@ __all__ = [
     "RMSNorm2d",
     "Recipe",
     "Running",
+    "explain",
     "normalize",
     "spectral_norm",
     "weight_norm",
