@@ -21,7 +21,6 @@ ORDER = (
     ("kernels",),
     ("statistics", "epilogue"),
     ("recipe",),
-    ("operator",),
     ("functional",),
     ("layers", "weights"),
     ("explain", "surgery"),
