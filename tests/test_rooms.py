@@ -21,6 +21,7 @@ ORDER = (
     ("kernels",),
     ("statistics", "epilogue"),
     ("recipe",),
+    ("operator",),
     ("functional",),
     ("layers", "weights"),
     ("explain", "surgery"),

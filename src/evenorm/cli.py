@@ -3,6 +3,7 @@
 What a verb needs is imported inside it, so that no verb waits for what another needs.
 """
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,6 +74,46 @@ def explain(
         groups=groups,
         virtual_batch_size=virtual_batch_size,
         kernel=kernel,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def compare(
+    norms: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Rows of the comparison.")
+    ] = "none,batch,layer,group,instance,rms,weight,spectral",
+    batch_size: Annotated[list[int], typer.Option(help="Repeat it for several.")] = [64, 4],  # noqa: B006
+    lr: Annotated[float | None, typer.Option(help="One learning rate for all.", show_default="each row's best")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each row.")] = 3,
+    placement: Annotated[str, typer.Option(help="Of the normalizer: before or after the activation.")] = "before",
+    model: Annotated[str, typer.Option(help="mlp, cnn or resnet.")] = "cnn",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of IDX files or of class folders.", show_default="scikit-learn's digits"),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report.html"),
+    show: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train one small network with every normalizer, and say which to use.
+
+    Measures accuracy, steps to 90 %, the largest learning rate that still trains, the gap between
+    training and evaluation mode, time and memory per step.
+    """
+    from evenorm.lab.command import run
+
+    code = run(
+        norms=norms,
+        batch_sizes=batch_size,
+        rate=lr,
+        seeds=seeds,
+        placement=placement,
+        model=model,
+        folder=data,
+        output=output,
+        show=show,
         as_json=as_json,
     )
     raise typer.Exit(code)

@@ -133,9 +133,15 @@ class Pattern:
         for name, size in sizes.items():
             if name not in self.names or name == ELLIPSIS:
                 known = ", ".join(n for n in self.names if n != ELLIPSIS)
-                raise PatternError(f"there is no axis {name!r} to give the size {size}; the axes are {known}", self.text)
+                raise PatternError(
+                    f"there is no axis {name!r} to give the size {size}; the axes are {known}", self.text
+                )
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise PatternError(f"the size of {name!r} must be a positive integer, got {size!r}", self.text, self._find(name))
+                raise PatternError(
+                    f"the size of {name!r} must be a positive integer, got {size!r}",
+                    self.text,
+                    self._find(name),
+                )
         return Pattern(
             tuple(Axis(tuple(replace(f, size=sizes.get(f.name, f.size)) for f in axis.factors)) for axis in self.axes)
         )
@@ -158,6 +164,12 @@ class Pattern:
             axes.append(Axis(factors))
         return Pattern(tuple(axes))
 
+    def joined_without(self, names: Iterable[str]) -> list[str]:
+        """The splits that ``keeping(names)`` joins, each as its names side by side."""
+        kept = set(names)
+        splits = [[f.name for f in axis.factors] for axis in self.axes if len(axis.factors) > 1]
+        return [" ".join(split) for split in splits if not kept & set(split)]
+
     def bind(self, shape: Sequence[int]) -> Binding:
         """Lay the pattern on a shape.
 
@@ -168,9 +180,11 @@ class Pattern:
         (4, 2, 3, 5)
         """
         spare = len(shape) - len(self.axes)
-        if spare < 0 and not (spare == -1 and self._has_ellipsis) or (spare > 0 and not self._has_ellipsis):
+        if (spare < 0 and not (spare == -1 and self._has_ellipsis)) or (spare > 0 and not self._has_ellipsis):
             wanted = f"at least {len(self.axes) - 1}" if self._has_ellipsis else f"{len(self.axes)}"
-            raise PatternError(f"the pattern describes {wanted} axes, got {len(shape)}: shape {tuple(shape)}", self.text)
+            raise PatternError(
+                f"the pattern describes {wanted} axes, got {len(shape)}: shape {tuple(shape)}", self.text
+            )
         names: list[str] = []
         sizes: list[int] = []
         axes: list[int] = []
@@ -243,18 +257,26 @@ def _parse(text: str) -> Pattern:
         match = _TOKEN.match(text, position)
         if match is None:
             at = position + len(text[position:]) - len(text[position:].lstrip())
-            raise PatternError(f"unexpected {text[at]!r}; a pattern has names, '...', '[ ]', '( )' and 'name=8'", text, at)
+            raise PatternError(
+                f"unexpected {text[at]!r}; a pattern has names, '...', '[ ]', '( )' and 'name=8'", text, at
+            )
         token, at, position = match.group(1), match.start(1), match.end()
         before = text[:at].rstrip()[-1:]
         if token in "[(":
             if token in opened or (token == "(" and "[" in opened):
-                raise PatternError(f"{token!r} inside {'[' if '[' in opened else '('!r}; close that one first", text, at)
+                raise PatternError(
+                    f"{token!r} inside {'[' if '[' in opened else '('!r}; close that one first", text, at
+                )
             opened[token] = at
             split = [] if token == "(" else split
         elif token in "])":
             opening = {"]": "[", ")": "("}[token]
             if opening not in opened or (token == ")" and "[" in opened):
-                raise PatternError(f"{token!r} closes nothing; {'close [ before it' if '[' in opened else 'remove it'}", text, at)
+                raise PatternError(
+                    f"{token!r} closes nothing; {'close [ before it' if '[' in opened else 'remove it'}",
+                    text,
+                    at,
+                )
             if before == opening:
                 raise PatternError(f"'{opening}{token}' holds no axis; name one", text, opened[opening])
             del opened[opening]

@@ -171,8 +171,12 @@ def _fit(binding: Binding, affine: Affine, dense: Strides, x: Strides, dy: Strid
     else:
         raise Unplannable(f"{_kinds(binding, order)} is more than keep, reduce, keep, reduce")
     kept = [i for i in order if i in binding.kept]
+    batch, outer, group, inner = (level.size for level in levels)
     return Plan(
-        *(level.size for level in levels),
+        batch=batch,
+        outer=outer,
+        group=group,
+        inner=inner,
         span=span,
         count=count,
         stretch=stretch,

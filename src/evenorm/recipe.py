@@ -44,6 +44,7 @@ class Recipe:
     # As text, which operators take: the pattern of the history, the affine's axes.
     remembered: str = field(init=False, compare=False, repr=False)
     axes: str = field(init=False, compare=False, repr=False)
+    remembered_axes: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.eps is not None and not (isinstance(self.eps, (int, float)) and self.eps >= 0):
@@ -52,7 +53,8 @@ class Recipe:
         for name in self.history:
             if name not in kept:
                 raise PatternError(
-                    f"the history lies on {name!r}, which the pattern does not keep; it keeps {', '.join(kept) or 'nothing'}",
+                    f"the history lies on {name!r}, which the pattern does not keep; "
+                    f"it keeps {', '.join(kept) or 'nothing'}",
                     self.pattern.text,
                 )
         for name in self.affine.axes:
@@ -62,7 +64,11 @@ class Recipe:
                     self.pattern.text,
                 )
         object.__setattr__(self, "remembered", self.pattern.keeping(self.history).text)
-        object.__setattr__(self, "axes", " ".join(self.affine.axes))
+        axes = " ".join(self.affine.axes)
+        object.__setattr__(self, "axes", axes)
+        for joined in self.pattern.joined_without(self.history):
+            axes = axes.replace(joined, joined.replace(" ", "_"))
+        object.__setattr__(self, "remembered_axes", axes)
 
     def eps_for(self, dtype: torch.dtype) -> float:
         """The eps that inputs of this dtype get."""

@@ -28,6 +28,9 @@ class History(NamedTuple):
 class Statistics(Protocol):
     """One choice of where mean and variance come from."""
 
+    def __hash__(self) -> int:
+        """Recipes are kept by their parts."""
+
     def remembers(self, training: bool) -> bool:
         """Whether a call normalizes with the history instead of this batch."""
 
@@ -69,7 +72,8 @@ class Running:
     def __init__(self, momentum: float | None = None, *, decay: float | None = None) -> None:
         if (momentum is None) == (decay is None):
             raise ValueError(
-                f"Running: give either momentum (torch's convention) or decay, got momentum={momentum!r}, decay={decay!r}"
+                f"Running: give either momentum (torch's convention) or decay, "
+                f"got momentum={momentum!r}, decay={decay!r}"
             )
         name, value = ("momentum", momentum) if momentum is not None else ("decay", decay)
         if not isinstance(value, (int, float)) or not 0 <= value <= 1:

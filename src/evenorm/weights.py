@@ -24,7 +24,9 @@ def _weight_of(caller: str, module: nn.Module, name: str) -> Tensor:
     if not isinstance(weight, Tensor):
         raise ValueError(f"{caller}: {type(module).__name__} has no parameter {name!r}; it has {_parameters(module)}")
     if not weight.is_floating_point():
-        raise TypeError(f"{caller}: expected floating-point weights, got {weight.dtype} in {type(module).__name__}.{name}")
+        raise TypeError(
+            f"{caller}: expected floating-point weights, got {weight.dtype} in {type(module).__name__}.{name}"
+        )
     return weight
 
 
@@ -141,7 +143,11 @@ class SpectralNorm(nn.Module):
 
 
 def spectral_norm(
-    module: Module, name: str = "weight", n_power_iterations: int = 1, eps: float = 1e-12, dim: int | None = None
+    module: Module,
+    name: str = "weight",
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    dim: int | None = None,
 ) -> Module:
     r"""Divide a weight by its largest singular value, so that the layer's Lipschitz constant is at most 1.
 

@@ -12,11 +12,23 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
 from evenorm.affine import Affine
 from evenorm.kernels import cpu, eager
 from evenorm.pattern import Pattern
 
-__all__ = ["KERNELS", "Candidate", "Kernel", "KernelError", "backward", "candidates", "choose", "exporting", "must_compose", "transforming"]
+__all__ = [
+    "KERNELS",
+    "Candidate",
+    "Kernel",
+    "KernelError",
+    "backward",
+    "candidates",
+    "choose",
+    "exporting",
+    "must_compose",
+    "transforming",
+]
 
 
 class KernelError(RuntimeError):
@@ -120,7 +132,7 @@ def choose(x: Tensor, pattern: Pattern, affine: Affine, name: str | None = None)
 
 def exporting() -> bool:
     """Whether a graph is being made for other runtimes."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def transforming() -> bool:

@@ -43,8 +43,8 @@ def normalize(
         return F.layer_norm(x, shape, weight, bias, eps) if centered else F.rms_norm(x, shape, weight, eps)
     if family == "group" and centered:
         groups = pattern.bind(x.shape).statistics_shape[1]
-        flat = (None if p is None else p.reshape(-1) for p in (weight, bias))
-        return F.group_norm(x, groups, *flat, eps)
+        scale, shift = (None if p is None else p.reshape(-1) for p in (weight, bias))
+        return F.group_norm(x, groups, scale, shift, eps)
     if family == "instance" and centered:
         return F.instance_norm(x, None, None, weight, bias, True, 0.0, eps)
     return None

@@ -19,7 +19,17 @@ from evenorm.plan import Plan, Strides, Unplannable, make_plan
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["apply", "available", "backward", "declines", "forward", "grad_input", "grad_sums", "moments", "name"]
+__all__ = [
+    "apply",
+    "available",
+    "backward",
+    "declines",
+    "forward",
+    "grad_input",
+    "grad_sums",
+    "moments",
+    "name",
+]
 
 name = "cpu"
 
@@ -135,7 +145,16 @@ def grad_sums(
     d_weight, d_bias = call.new_parameter(), call.new_parameter()
     scaling = (call.parameter_code, call.weight, affine.offset)
     call.run(
-        "grad_sums", call.dy, call.x, call.to_memory(mean), call.to_memory(rstd), *scaling, s1, s2, d_weight, d_bias
+        "grad_sums",
+        call.dy,
+        call.x,
+        call.to_memory(mean),
+        call.to_memory(rstd),
+        *scaling,
+        s1,
+        s2,
+        d_weight,
+        d_bias,
     )
     return call.to_pattern(s1), call.to_pattern(s2), call.to_affine(d_weight), call.to_affine(d_bias)
 

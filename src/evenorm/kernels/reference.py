@@ -138,9 +138,9 @@ def five_gradients(
 
     d_x_hat = d_y * _gamma(table, weight, affine)
     d_variance = (d_x_hat * deviation * -0.5 * (variance + eps) ** -1.5).sum(axis=1, keepdims=True)
-    d_mean = (d_x_hat * -1 / np.sqrt(variance + eps)).sum(axis=1, keepdims=True) + d_variance * (
-        -2 * deviation
-    ).mean(axis=1, keepdims=True)
+    d_mean = (d_x_hat * -1 / np.sqrt(variance + eps)).sum(axis=1, keepdims=True) + d_variance * (-2 * deviation).mean(
+        axis=1, keepdims=True
+    )
     d_x = d_x_hat / np.sqrt(variance + eps) + d_variance * 2 * deviation / m + d_mean / m
     gradients = {"x_hat": table.lift(d_x_hat), "variance": d_variance, "mean": d_mean, "x": table.lift(d_x)}
     if weight is not None:

@@ -96,7 +96,6 @@ class RMSNorm(Layer, nn.RMSNorm):
             nn.init.constant_(self.weight, 1.0 - self.scaling.offset)
 
 
-
 class LayerNorm2d(Layer, nn.LayerNorm):
     r"""Layer normalization over the channels of images that keep them first (ConvNeXt).
 

@@ -54,12 +54,14 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         whole, rest = slice(None, -tail), slice(-tail, None)
         parts = [(recipe, whole)] if input.shape[0] > tail else []
         parts.append((replace(recipe, pattern=recipe.pattern.with_sizes(n=tail)), rest))
-        # Parameters given per sample go with their samples.
+        # Parameters given per sample go with their samples; the others get gradients from both calls, whose
+        # sum is rounded once.
         per_sample = "n" in recipe.affine.axes
+        weight, bias = (p if p is None else p.to(torch.promote_types(p.dtype, torch.float32)) for p in (weight, bias))
         results = []
         for part, rows in parts:
-            own = [p[rows] if p is not None and per_sample else p for p in (weight, bias)]
-            results.append(compute(part, input[rows], *own, None, self))
+            scale, shift = (p[rows] if p is not None and per_sample else p for p in (weight, bias))
+            results.append(compute(part, input[rows], scale, shift, None, self))
         if self.training and self.history is not None:
             remember(recipe, self.history, Moments.concatenated(m for _, m in results if m is not None))
         return torch.cat([y for y, _ in results])
@@ -68,8 +70,13 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         """As every layer; the short last chunk must have values enough too."""
         tail = self._tail(input)
         if tail:
-            input, recipe = input[-tail:], replace(recipe, pattern=recipe.pattern.with_sizes(n=tail))
-        super().check(input, recipe)
+            short = replace(recipe, pattern=recipe.pattern.with_sizes(n=tail))
+            return super().check(input[-tail:], short)
+        return super().check(input, recipe)
+
+    def _given_axes(self, recipe: Recipe, input: Tensor, given: Tensor) -> tuple[str, ...]:
+        # Chunks of one divide every batch, and have the same axes.
+        return super()._given_axes(replace(recipe, pattern=recipe.pattern.with_sizes(n=1)), input, given)
 
     def _tail(self, input: Tensor) -> int:
         return input.shape[0] % self.virtual_batch_size if input.dim() else 0

@@ -41,7 +41,7 @@ class _InstanceNorm(BatchLayer):
 
     def forward(self, input: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """Normalize; one sample may come without its batch axis, as torch's layer takes it."""
-        if isinstance(input, Tensor) and input.dim() == self.forms[0].count(",") :
+        if isinstance(input, Tensor) and input.dim() == self.forms[0].count(","):
             return super().forward(input[None], scale=scale, shift=shift)[0]
         return super().forward(input, scale=scale, shift=shift)
 

@@ -43,9 +43,10 @@ class Layer(nn.Module):
     statistics: Statistics = Batch()
     history_axes: tuple[str, ...] = ()
 
-    eps: float | None
-    weight: Tensor | None
-    bias: Tensor | None
+    # Torch's layers declare these; Any agrees with all of them.
+    eps: Any
+    weight: Any
+    bias: Any
 
     @property
     def recipe(self) -> Recipe:
@@ -54,7 +55,13 @@ class Layer(nn.Module):
         build = Recipe if torch.compiler.is_compiling() else _cached_recipe
         try:
             return build(
-                self.pattern, self.centered, self.statistics, self.history_axes, self.scaling, self.eps, self.kernel
+                self.pattern,
+                self.centered,
+                self.statistics,
+                self.history_axes,
+                self.scaling,
+                self.eps,
+                self.kernel,
             )
         except ValueError as fault:
             raise ValueError(f"{self}: {fault}") from None
@@ -73,8 +80,8 @@ class Layer(nn.Module):
         if isinstance(input, Proxy):
             # torch.fx keeps the layer whole, as it keeps torch's own.
             options = {k: v for k, v in (("scale", scale), ("shift", shift)) if v is not None}
-            path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
-            return input.tracer.create_proxy("call_module", path, (input,), options)  # type: ignore[return-value]
+            tracer: Any = input.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), options)
         recipe, weight, bias = self.recipe, self.weight, self.bias
         self.check(input, recipe)
         if scale is not None or shift is not None:
@@ -120,8 +127,8 @@ class Layer(nn.Module):
         if wide and all(g in (1, i) for g, i in zip(given.shape, input.shape, strict=True)):
             return tuple(n for n, a in zip(binding.names, binding.axes, strict=True) if given.shape[a] != 1)
         raise ValueError(
-            f"{self}: scale and shift must have shape {sizes}, {(batch, *sizes)} (per sample), or one that broadcasts "
-            f"against {tuple(input.shape)}; got {tuple(given.shape)}"
+            f"{self}: scale and shift must have shape {sizes}, {(batch, *sizes)} (per sample), or one that "
+            f"broadcasts against {tuple(input.shape)}; got {tuple(given.shape)}"
         )
 
 
@@ -136,10 +143,10 @@ def _fault(
         return f"expected {' or '.join(forms)}, got {len(shape)} axes: shape {tuple(shape)}"
     if channels is not None and shape[1] != channels:
         return f"expected {channels} channels on axis 1, got {shape[1]} in shape {tuple(shape)}"
-    if least > 1 and prod(shape) and pattern.bind(shape).count < least:
+    if least > 1 and 0 not in shape and pattern.bind(shape).count < least:
         return (
-            f"expected at least {least} values per statistic, got 1 from shape {tuple(shape)}: the variance of one "
-            f"value is 0. Use a larger batch, or a normalizer that does not need one (LayerNorm)"
+            f"expected at least {least} values per statistic, got 1 from shape {tuple(shape)}: the variance of "
+            f"one value is 0. Use a larger batch, or a normalizer that does not need one (LayerNorm)"
         )
     return None
 
@@ -174,8 +181,8 @@ class BatchLayer(Layer):
             momentum = Running(decay=decay).momentum
         elif momentum is not None and 0.9 <= momentum < 1:
             warnings.warn(
-                f"{type(self).__name__}: momentum={momentum} keeps {1 - momentum:.3g} of the past at each step (torch's "
-                f"convention). If {momentum} of the past should stay, write decay={momentum}",
+                f"{type(self).__name__}: momentum={momentum} keeps {1 - momentum:.3g} of the past at each step "
+                f"(torch's convention). If {momentum} of the past should stay, write decay={momentum}",
                 stacklevel=2,
             )
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)

@@ -64,7 +64,9 @@ class Norm(Layer):
     ) -> None:
         super().__init__()
         self.pattern = Pattern.parse(pattern, **sizes) if isinstance(pattern, str) else pattern.with_sizes(**sizes)
-        known = {f.name: f.size for axis in self.pattern.axes if all(f.size for f in axis.factors) for f in axis.factors}
+        known = {
+            f.name: f.size for axis in self.pattern.axes if all(f.size for f in axis.factors) for f in axis.factors
+        }
         if affine is None or isinstance(affine, Affine):
             self.scaling = affine or Affine()
         else:
@@ -113,7 +115,10 @@ class Norm(Layer):
 
     def extra_repr(self) -> str:
         """The pattern and what differs from the defaults."""
-        parts = [repr(self.pattern.text), f"affine={' '.join(self.scaling.axes)!r}" if self.scaling.axes else "affine=None"]
+        parts = [
+            repr(self.pattern.text),
+            f"affine={' '.join(self.scaling.axes)!r}" if self.scaling.axes else "affine=None",
+        ]
         if self.scaling.offset:
             parts.append(f"weight_offset={self.scaling.offset:g}")
         if not self.centered:
