@@ -114,15 +114,14 @@ def compute(
         pattern, axes = recipe.remembered, recipe.remembered_axes
     _check(pattern, axes, x, weight, bias, history, caller)
     mean, variance = (None, None) if history is None else (history.mean, history.variance)
-    arguments = (
-        *(x, weight, bias, mean, variance, pattern, axes, recipe.centered, recipe.eps_for(x.dtype)),
-        *(recipe.affine.offset, recipe.affine.cast, recipe.kernel),
-    )
+    eps, affine = recipe.eps_for(x.dtype), recipe.affine
     if kernels.exporting() and not observed:
-        exported = aten.normalize(*arguments[:5], *operator.parsed(*arguments[5:7], *arguments[9:11]), *arguments[7:9])
+        laid, scaling = operator.parsed(pattern, axes, affine.offset, affine.cast)
+        exported = aten.normalize(x, weight, bias, mean, variance, laid, scaling, recipe.centered, eps)
         if exported is not None:
             return exported, None
-    y, mean, m2 = operator.call(*arguments)
+    settings = (pattern, axes, recipe.centered, eps, affine.offset, affine.cast, recipe.kernel)
+    y, mean, m2 = operator.call(x, weight, bias, mean, variance, *settings)
     if history is not None:
         return y, None
     return y, Moments(x.numel() // max(prod(mean.shape), 1), mean, m2)
@@ -132,7 +131,7 @@ def remember(recipe: Recipe, history: History, moments: Moments) -> None:
     """Take a batch's moments into the history. An empty batch teaches nothing."""
     if not isinstance(moments.count, Tensor) and moments.count == 0:
         return
-    kept = [f.name for f in recipe.pattern.factors if not f.reduced]
+    kept = recipe.pattern.kept_names(moments.mean.dim())
     with torch.no_grad():
         mean, variance = moments.averaged(tuple(i for i, name in enumerate(kept) if name not in recipe.history))
         if history.updates is not None:

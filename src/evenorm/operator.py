@@ -96,8 +96,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(batch_mean, m2)
     ctx.given = mean is not None
     ctx.settings = tuple(settings)
-    # Of the bias the backward needs its shape alone; a second derivative needs all.
-    ctx.save_for_backward(x, weight, bias, *((mean, variance) if ctx.given else (batch_mean, m2)))
+    # A history is copied, since the next training step writes into it. Of the bias the backward needs its shape
+    # alone; a second derivative needs all.
+    statistics = (mean.clone(), variance.clone()) if ctx.given else (batch_mean, m2)
+    ctx.save_for_backward(x, weight, bias, *statistics)
 
 
 def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:

@@ -128,6 +128,14 @@ class Pattern:
         """All names in order, the ellipsis as ``...``."""
         return tuple(factor.name for factor in self.factors)
 
+    def kept_names(self, axes: int) -> list[str]:
+        """Names of the kept factors, the ellipsis repeated until there are as many as the statistics have axes."""
+        kept = [f.name for f in self.factors if not f.reduced]
+        if ELLIPSIS in kept:
+            at = kept.index(ELLIPSIS)
+            kept[at : at + 1] = [ELLIPSIS] * (axes - len(kept) + 1)
+        return kept
+
     def with_sizes(self, **sizes: int) -> Pattern:
         """The same pattern with sizes fixed by name."""
         for name, size in sizes.items():
