@@ -46,7 +46,7 @@ def normalize(
         bias: β, likewise.
         affine: the axes of weight and bias, ``"g c"``; or an ``Affine``.
         centered: whether the mean is subtracted.
-        eps: added to the variance; ``None`` is the machine epsilon of the input's dtype.
+        eps: added to the variance; ``None`` is the machine epsilon (float32's for half precision).
         statistics: where mean and variance come from; this batch unless given.
         history: running mean, running variance, number of updates; updated in place in training.
         history_axes: the axes of the history.

@@ -38,7 +38,10 @@ def call(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     tensors = arguments[:5]
     if torch.compiler.is_compiling() and not kernels.exporting() and not kernels.transforming():
         return torch.ops.evenorm.normalize(*arguments)
-    if torch.compiler.is_compiling() or kernels.must_compose(*tensors) is not None:
+    reason = kernels.must_compose(*tensors)
+    if reason is not None:
+        if arguments[-1] not in (None, eager.name):
+            raise kernels.KernelError(f"kernel {arguments[-1]!r} cannot take this call: {reason}")
         return _composed(*arguments)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Normalize.apply(*arguments)

@@ -243,6 +243,10 @@ class Pattern:
         found = re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", self.text)
         return found.start() if found else None
 
+    def __hash__(self) -> int:
+        # Patterns are keys of every cache; a string keeps its hash.
+        return hash(self.text)
+
     def __str__(self) -> str:
         return self.text
 

@@ -23,7 +23,7 @@ class Recipe:
         statistics: where mean and variance come from.
         history: the axes that a running average keeps; it averages over the other kept ones.
         affine: the axes of weight and bias, the offset of the weight, the order of cast and scale.
-        eps: added to the variance, at least 0; ``None`` is the machine epsilon of the input's dtype.
+        eps: added to the variance, at least 0; ``None`` is the machine epsilon (float32's for half precision).
         kernel: the kernel to use; ``None`` chooses.
 
     Raises:
@@ -71,10 +71,12 @@ class Recipe:
         object.__setattr__(self, "remembered_axes", axes)
 
     def eps_for(self, dtype: torch.dtype) -> float:
-        """The eps that inputs of this dtype get."""
-        return torch.finfo(dtype).eps if self.eps is None else float(self.eps)
+        """The eps that inputs of this dtype get; half precision gets that of float32, in which it is summed."""
+        if self.eps is not None:
+            return float(self.eps)
+        return torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps
 
     def __str__(self) -> str:
         centered = "centered" if self.centered else "not centered"
-        eps = "eps of the dtype" if self.eps is None else f"eps {self.eps:g}"
+        eps = "machine eps" if self.eps is None else f"eps {self.eps:g}"
         return " | ".join(map(str, (self.pattern, centered, self.statistics, self.affine, eps)))

@@ -7,6 +7,7 @@ rows, so a row's result does not depend on its neighbors.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd import forward_ad
 
 from evenorm.affine import Affine
 from evenorm.kernels import cpu, eager
+from evenorm.kernels.signature import Signature
 from evenorm.pattern import Pattern
 
 __all__ = [
@@ -40,7 +42,7 @@ class Kernel(Protocol):
 
     name: str
 
-    def declines(self, x: Tensor, pattern: Pattern, affine: Affine) -> str | None:
+    def declines(self, signature: Signature, pattern: Pattern, affine: Affine) -> str | None:
         """Why this kernel cannot take the call, or ``None``."""
 
     def moments(self, x: Tensor, pattern: Pattern, centered: bool) -> tuple[Tensor, Tensor]:
@@ -109,7 +111,8 @@ class Candidate(NamedTuple):
 
 def candidates(x: Tensor, pattern: Pattern, affine: Affine) -> list[Candidate]:
     """What every kernel answers to this call, in the order in which they are asked."""
-    return [Candidate(kernel.name, kernel.declines(x, pattern, affine)) for kernel in KERNELS]
+    signature = Signature.of(x)
+    return [Candidate(kernel.name, kernel.declines(signature, pattern, affine)) for kernel in KERNELS]
 
 
 def choose(x: Tensor, pattern: Pattern, affine: Affine, name: str | None = None) -> Kernel:
@@ -118,12 +121,17 @@ def choose(x: Tensor, pattern: Pattern, affine: Affine, name: str | None = None)
     Raises:
         KernelError: the named kernel is unknown or declines.
     """
+    return _choose(Signature.of(x), pattern, affine, name)
+
+
+@lru_cache(maxsize=4096)
+def _choose(signature: Signature, pattern: Pattern, affine: Affine, name: str | None) -> Kernel:
     for kernel in KERNELS:
         if name is None:
-            if kernel.declines(x, pattern, affine) is None:
+            if kernel.declines(signature, pattern, affine) is None:
                 return kernel
         elif kernel.name == name:
-            reason = kernel.declines(x, pattern, affine)
+            reason = kernel.declines(signature, pattern, affine)
             if reason is not None:
                 raise KernelError(f"kernel {name!r} cannot take this call: {reason}; leave kernel=None to let another")
             return kernel

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evenorm.affine import Affine
+from evenorm.kernels.signature import Signature
 from evenorm.pattern import Pattern
 from evenorm.plan import Plan, Strides, Unplannable, make_plan
 
@@ -70,21 +71,19 @@ def _planned(
     return _Planned(plan, _cpu.Plan(*levels, tuple(x), tuple(dy)))
 
 
-def declines(x: Tensor, pattern: Pattern, affine: Affine) -> str | None:
-    """Where there is no extension, no plan, or no plain dense memory to read."""
+def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | None:
+    """Where there is no extension, no plan, or no plain memory to read."""
     if _cpu is None:
         return "the C++ extension was not built"
-    if x.device.type != "cpu":
-        return f"the tensor is on {x.device}"
-    if type(x) not in (Tensor, torch.nn.Parameter):
-        return f"{type(x).__name__} is a tensor subclass"
-    if x.dtype not in _DTYPES:
-        return f"{x.dtype} is not among its dtypes"
-    if x.layout is not torch.strided or x.is_neg():
-        return "the tensor's memory does not hold its values as they are"
-    if not x.numel():
+    if signature.device != "cpu":
+        return f"the tensor is on {signature.device}"
+    if not signature.is_plain:
+        return f"{signature.kind.__name__} is not torch's own dense tensor"
+    if signature.dtype not in _DTYPES:
+        return f"{signature.dtype} is not among its dtypes"
+    if 0 in signature.shape:
         return "the tensor is empty"
-    planned = _planned(pattern, affine, x.shape, x.stride(), None)
+    planned = _planned(pattern, affine, signature.shape, signature.strides, None)
     return planned if isinstance(planned, str) else None
 
 

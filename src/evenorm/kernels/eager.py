@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evenorm.affine import Affine
+from evenorm.kernels.signature import Signature
 from evenorm.pattern import Binding, Pattern
 
 __all__ = ["apply", "declines", "forward", "grad_input", "grad_sums", "moments", "name"]
@@ -19,7 +20,7 @@ name = "eager"
 _WITHOUT_FLOAT64 = ("mps",)
 
 
-def declines(x: Tensor, pattern: Pattern, affine: Affine) -> str | None:
+def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | None:
     """Never: whatever torch can do, this can."""
     return None
 

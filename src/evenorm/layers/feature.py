@@ -56,7 +56,7 @@ class RMSNorm(Layer, nn.RMSNorm):
 
     Args:
         normalized_shape, eps, elementwise_affine, device, dtype: as ``torch.nn.RMSNorm``; ``eps=None`` is the
-            machine epsilon of the input's dtype.
+            machine epsilon (float32's for half precision).
         weight_offset: 1 for Gemma's 1 + weight, whose weight starts at 0.
         cast: ``"before"`` rounds to the input's dtype before scaling (Llama), ``"after"`` once at the end.
 
