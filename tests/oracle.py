@@ -55,7 +55,8 @@ def expect(case: Case, layer: Layer, x: Tensor, dy: Tensor, options: dict[str, T
     """The numbers of one call and its backward, in the layer's mode, before its history moves."""
     weight = options.get("scale", layer.weight)
     bias = options.get("shift", layer.bias)
-    eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
+    # None is torch's choice: the epsilon of what it computes in, float32's for half precision.
+    eps = epsilon(x.dtype) if layer.eps is None else layer.eps
     affine = Affine(case.given or case.affine, offset=case.offset)
     parts = _parts(case, layer, x, dy, weight, bias)
     found = [_expect_part(case, part, affine, eps, x.dtype, weight, bias) for part in parts]
