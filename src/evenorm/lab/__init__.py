@@ -1,0 +1,1 @@
+"""The lab: claims about normalization, measured. Needs the extra ``evenorm[lab]``."""
