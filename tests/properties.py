@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -32,11 +33,17 @@ def seeded_input(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> T
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * 2 + 0.7).to(dtype)
 
 
-def step(layer: Layer, x: Tensor, dy: Tensor, options: dict[str, Tensor]) -> Step:
-    """Forward and backward with this cotangent."""
+def step(
+    layer: Layer,
+    x: Tensor,
+    dy: Tensor,
+    options: dict[str, Tensor],
+    function: Callable[..., Tensor] | None = None,
+) -> Step:
+    """Forward and backward with this cotangent; of the layer compiled, where a function is given."""
     x = x.detach().requires_grad_()
     given = {name: t.detach().requires_grad_() for name, t in options.items()}
-    y = layer(x, **given)
+    y = (layer if function is None else function)(x, **given)
     weight, bias = given.get("scale", layer.weight), given.get("shift", layer.bias)
     inputs = [t for t in (x, weight, bias) if t is not None]
     gradients = dict(zip(map(id, inputs), torch.autograd.grad(y, inputs, dy), strict=True))
