@@ -63,9 +63,7 @@ def input_bound(dx: Array, at: Magnitudes, dtype: torch.dtype) -> Array:
     return rounding(dx, dtype) + error
 
 
-def affine_bound(
-    gradient: Array, terms: Array, count: float, dtype: torch.dtype, parameter: torch.dtype
-) -> Array:
+def affine_bound(gradient: Array, terms: Array, count: float, dtype: torch.dtype, parameter: torch.dtype) -> Array:
     """The bound of Σ terms, which lie on the last axis; each came out of a statistic of count values."""
     error = np.sqrt(max(count, terms.shape[-1])) * np.abs(terms).max(axis=-1, initial=0)
     return rounding(gradient, parameter) + K * epsilon(dtype) * error

@@ -118,9 +118,7 @@ CASES: tuple[Case, ...] = (
         *((8, 6), (5, 6, 7), (2, 6), (700, 6)),
         twin=lambda: nn.BatchNorm1d(6),
     ),
-    batch_norm(
-        "BatchNorm2d", lambda: evenorm.BatchNorm2d(6), *WIDE_IMAGES, twin=lambda: nn.BatchNorm2d(6)
-    ),
+    batch_norm("BatchNorm2d", lambda: evenorm.BatchNorm2d(6), *WIDE_IMAGES, twin=lambda: nn.BatchNorm2d(6)),
     batch_norm(
         "BatchNorm3d",
         lambda: evenorm.BatchNorm3d(6, eps=1e-3),
@@ -167,9 +165,7 @@ CASES: tuple[Case, ...] = (
         *((10, 6), (10, 6, 5), (3, 6)),
         chunk=4,
     ),
-    batch_norm(
-        "GhostBatchNorm2d", lambda: evenorm.GhostBatchNorm2d(6, 2), *WIDE_IMAGES, (6, 6, 2, 2), chunk=2
-    ),
+    batch_norm("GhostBatchNorm2d", lambda: evenorm.GhostBatchNorm2d(6, 2), *WIDE_IMAGES, (6, 6, 2, 2), chunk=2),
     batch_norm(
         "GhostBatchNorm3d",
         lambda: evenorm.GhostBatchNorm3d(6, 2, momentum=None, affine=False),
@@ -225,9 +221,7 @@ CASES: tuple[Case, ...] = (
         name="GroupNorm_no_affine",
         twin=lambda: nn.GroupNorm(3, 6, affine=False),
     ),
-    last_axis(
-        "LayerNorm", lambda: evenorm.LayerNorm(12), *ROWS, twin=lambda: nn.LayerNorm(12)
-    ),
+    last_axis("LayerNorm", lambda: evenorm.LayerNorm(12), *ROWS, twin=lambda: nn.LayerNorm(12)),
     last_axis(
         "LayerNorm_wide",
         lambda: evenorm.LayerNorm(WIDE, bias=False),
@@ -419,7 +413,7 @@ CASES: tuple[Case, ...] = (
         fused=False,
     ),
     Case("Norm_everything", lambda: Norm("[...]", affine=None), ((4, 6, 5), (7,)), "[...]", ""),
-)  # fmt: skip
+)
 
 
 def case(name: str) -> Case:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from bounds import K, Magnitudes, affine_bound, epsilon, forward_bound, input_bound, rounding
-from cases import Case
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bounds import K, Magnitudes, affine_bound, epsilon, forward_bound, input_bound, rounding
+from cases import Case
 from evenorm import Affine, Pattern
 from evenorm.kernels import reference
 from evenorm.layers.layer import Layer
@@ -70,9 +70,7 @@ def expect(case: Case, layer: Layer, x: Tensor, dy: Tensor, options: dict[str, T
     )
 
 
-def _parts(
-    case: Case, layer: Layer, x: Tensor, dy: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> list[_Part]:
+def _parts(case: Case, layer: Layer, x: Tensor, dy: Tensor, weight: Tensor | None, bias: Tensor | None) -> list[_Part]:
     given = None
     pattern = case.pattern
     if case.normalizes_by_history(layer):

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from cases import LAYOUTS, Case, lay
-from oracle import Bounded, Expected, array, expect
 from torch import Tensor
 
+from cases import LAYOUTS, Case, lay
 from evenorm.layers.layer import Layer
+from oracle import Bounded, Expected, array, expect
 
 __all__ = ["Step", "agrees_with_reference", "assert_step", "assert_within", "seeded_input", "step"]
 

@@ -10,15 +10,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from bounds import rounding
-from kernels_here import AVAILABLE
-from oracle import Array, Bounded, array
-from properties import assert_within
 from torch import Tensor
 
 import evenorm
+from bounds import rounding
 from evenorm import Affine, Pattern
 from evenorm.kernels import reference
+from kernels_here import AVAILABLE
+from oracle import Array, Bounded, array
+from properties import assert_within
 
 # Four roundings of one element, and the error that all elements share through rstd and the mean.
 FEW = 4 * torch.finfo(torch.float32).eps
@@ -116,9 +116,7 @@ def representable(values: Array, dtype: torch.dtype) -> Array:
     return array(torch.from_numpy(values).to(dtype))
 
 
-def assert_finite_within(
-    actual: Tensor, expected: Array, bound: Array, finite: Array, what: str
-) -> None:
+def assert_finite_within(actual: Tensor, expected: Array, bound: Array, finite: Array, what: str) -> None:
     there = Bounded(np.where(finite, expected, 0), np.where(finite, bound, np.inf))
     assert_within(actual.masked_fill(torch.from_numpy(~finite), 0), there, what)
 

@@ -7,16 +7,16 @@ from math import prod
 
 import pytest
 import torch
-from cases import CASES, Case, case
-from kernels_here import AVAILABLE
-from oracle import array, expect
-from properties import seeded_input
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
 
 import evenorm
+from cases import CASES, Case, case
 from evenorm.layers import Layer
+from kernels_here import AVAILABLE
+from oracle import array, expect
+from properties import seeded_input
 
 MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 ALL = pytest.mark.parametrize("case", CASES, ids=str)
@@ -203,9 +203,7 @@ def test_gradients_only_where_asked(kernel: str) -> None:
         leaves = [x.detach().clone(), *(p.detach().clone() for p in (layer.weight, layer.bias))]
         for k in wanted:
             leaves[k].requires_grad_()
-        y = evenorm.normalize(
-            leaves[0], "[n] c [...]", leaves[1], leaves[2], affine="c", kernel=kernel
-        )
+        y = evenorm.normalize(leaves[0], "[n] c [...]", leaves[1], leaves[2], affine="c", kernel=kernel)
         y.backward(dy)
         for k, leaf in enumerate(leaves):
             assert (leaf.grad is not None) == (k in wanted)
@@ -228,6 +226,4 @@ def test_backward_sees_an_input_changed_in_place(kernel: str) -> None:
 
 
 def close(actual: Tensor, expected: object) -> None:
-    torch.testing.assert_close(
-        actual.detach(), torch.as_tensor(expected).reshape(actual.shape), rtol=1e-9, atol=1e-10
-    )
+    torch.testing.assert_close(actual.detach(), torch.as_tensor(expected).reshape(actual.shape), rtol=1e-9, atol=1e-10)

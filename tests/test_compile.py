@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case, case
-from oracle import expect
-from properties import assert_step, seeded_input, step
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
 
 import evenorm
+from cases import CASES, Case, case
 from evenorm.layers import Layer
+from oracle import expect
+from properties import assert_step, seeded_input, step
 
 ALL = pytest.mark.parametrize("case", CASES, ids=str)
 MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

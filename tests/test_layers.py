@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+import evenorm
 from cases import CASES, Case, lay
 from kernels_here import AVAILABLE
 from oracle import expect
 from properties import agrees_with_reference, assert_step, assert_within, seeded_input, step
-
-import evenorm
 
 DTYPES = {
     "float64": torch.float64,
@@ -49,9 +49,7 @@ def test_an_all_zero_result_fails(case: Case, dtype: str) -> None:
 # Half of a batch norm's inputs come expanded from a mean or a sum behind it.
 COTANGENTS = {
     "one number": lambda shape: torch.randn(()).expand(shape),
-    "one per sample": lambda shape: (
-        torch.randn(shape[0], *[1] * (len(shape) - 1)).expand(shape)
-    ),
+    "one per sample": lambda shape: torch.randn(shape[0], *[1] * (len(shape) - 1)).expand(shape),
     "reversed axes": lambda shape: torch.randn(shape[::-1]).permute(*range(len(shape))[::-1]),
     "with gaps": lambda shape: torch.randn(*shape, 2)[..., 0],
 }
