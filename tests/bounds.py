@@ -28,7 +28,7 @@ K = 8.0
 class Magnitudes(NamedTuple):
     """What scales an error, for each element of the input."""
 
-    count: float  # values per statistic
+    values: int  # per statistic
     condition: Array  # 1 + |mean|/σ
     gamma: Array  # |offset + weight|
     x_hat: Array
@@ -52,18 +52,18 @@ def rounding(values: Any, dtype: torch.dtype) -> Array:
 def forward_bound(y: Array, at: Magnitudes, dtype: torch.dtype, cast: str) -> Array:
     """The bound of the output."""
     # |x̂| is at most √count unless the statistics are those of other data.
-    spread = np.maximum(np.sqrt(at.count), np.abs(at.x_hat))
+    spread = np.maximum(np.sqrt(at.values), np.abs(at.x_hat))
     bound = rounding(y, dtype) + K * epsilon(dtype) * spread * at.condition * at.gamma
     return bound + rounding(at.x_hat, dtype) * at.gamma if cast == "before" else bound
 
 
 def input_bound(dx: Array, at: Magnitudes, dtype: torch.dtype) -> Array:
     """The bound of the gradient of the input."""
-    error = K * epsilon(dtype) * np.sqrt(at.count) * at.condition * at.largest * at.rstd
+    error = K * epsilon(dtype) * np.sqrt(at.values) * at.condition * at.largest * at.rstd
     return rounding(dx, dtype) + error
 
 
-def affine_bound(gradient: Array, terms: Array, count: float, dtype: torch.dtype, parameter: torch.dtype) -> Array:
-    """The bound of Σ terms, which lie on the last axis; each came out of a statistic of count values."""
-    error = np.sqrt(max(count, terms.shape[-1])) * np.abs(terms).max(axis=-1, initial=0)
+def affine_bound(gradient: Array, terms: Array, values: int, dtype: torch.dtype, parameter: torch.dtype) -> Array:
+    """The bound of Σ terms, which lie on the last axis; each came out of a statistic of so many values."""
+    error = np.sqrt(max(values, terms.shape[-1])) * np.abs(terms).max(axis=-1, initial=0)
     return rounding(gradient, parameter) + K * epsilon(dtype) * error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,7 +110,7 @@ def _expect_part(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> Expected:
-    settings = {"affine": affine, "eps": eps, "centered": case.centered, "given": part.given}
+    settings: dict[str, Any] = {"affine": affine, "eps": eps, "centered": case.centered, "given": part.given}
     y = reference.forward(part.x, part.pattern, part.weight, part.bias, **settings)
     d = reference.backward(part.dy, part.x, part.pattern, part.weight, part.bias, **settings)
     at = _magnitudes(part, affine, eps, case.centered)
@@ -118,8 +118,8 @@ def _expect_part(
     return Expected(
         Bounded(y, forward_bound(y, at, dtype, case.cast)),
         Bounded(d.x, input_bound(d.x, at, dtype)),
-        _parameter(d.weight, weight, terms, part.pattern, affine, at.count, dtype),
-        _parameter(d.bias, bias, part.dy, part.pattern, affine, at.count, dtype),
+        _parameter(d.weight, weight, terms, part.pattern, affine, at.values, dtype),
+        _parameter(d.bias, bias, part.dy, part.pattern, affine, at.values, dtype),
         None,
     )
 
@@ -162,7 +162,7 @@ def _parameter(
     terms: Array,
     pattern: Pattern,
     affine: Affine,
-    count: float,
+    values: int,
     dtype: torch.dtype,
 ) -> Bounded | None:
     if gradient is None or parameter is None:
@@ -171,7 +171,7 @@ def _parameter(
     axes = [binding.names.index(name) for name in affine.axes]
     split = np.moveaxis(terms.reshape(binding.shape), axes, range(len(axes)))
     rows = split.reshape(gradient.size, -1)
-    bound = affine_bound(gradient.reshape(-1), rows, count, dtype, parameter.dtype)
+    bound = affine_bound(gradient.reshape(-1), rows, values, dtype, parameter.dtype)
     return Bounded(gradient, bound.reshape(gradient.shape))
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cases import LAYOUTS, Case, lay
+from cases import Case
 from evenorm.layers.layer import Layer
+from layouts import LAYOUTS, lay
 from oracle import Bounded, Expected, array, expect
 
 __all__ = ["Step", "agrees_with_reference", "assert_step", "assert_within", "seeded_input", "step"]

@@ -6,10 +6,12 @@ A few float32 roundings around the float64 two-pass result applied exactly, howe
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import evenorm
@@ -92,14 +94,14 @@ SIZES = (26, 13 * 500)
 def check(x: Tensor, pattern: str, kernel: str, eps: float, centered: bool) -> None:
     """Output and the gradient of the input."""
     parsed, affine = Pattern.parse(pattern), Affine()
-    settings = {"eps": eps, "centered": centered}
+    settings: dict[str, Any] = {"eps": eps, "centered": centered}
     x = x.detach().requires_grad_()
     dy = torch.randn(x.shape, dtype=torch.float64).to(x.dtype)
     y = evenorm.normalize(x, parsed, kernel=kernel, **settings)
     with np.errstate(all="ignore"):
         expected = reference.forward(array(x), parsed, **settings)
         gradient = reference.backward(array(dy), array(x), parsed, affine=affine, **settings).x
-        mean, m2 = reference.moments(array(x), parsed, centered)
+        _, m2 = reference.moments(array(x), parsed, centered)
         rstd = 1 / np.sqrt(m2 / parsed.bind(x.shape).count + eps)
     spread = np.reshape(rstd, parsed.bind(x.shape).keepdim_shape)
     largest = np.abs(array(dy)).max() * spread * (1 + np.abs(expected))
@@ -116,7 +118,7 @@ def representable(values: Array, dtype: torch.dtype) -> Array:
     return array(torch.from_numpy(values).to(dtype))
 
 
-def assert_finite_within(actual: Tensor, expected: Array, bound: Array, finite: Array, what: str) -> None:
+def assert_finite_within(actual: Tensor, expected: Array, bound: Array, finite: NDArray[np.bool_], what: str) -> None:
     there = Bounded(np.where(finite, expected, 0), np.where(finite, bound, np.inf))
     assert_within(actual.masked_fill(torch.from_numpy(~finite), 0), there, what)
 

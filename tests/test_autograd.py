@@ -98,7 +98,7 @@ def test_func_grad_is_the_references(case: Case) -> None:
     expected = expect(case, layer, x, dy, options)
     dx = grad(lambda x: (layer(x, **options) * dy).sum())(x)
     close(dx, expected.x.values)
-    y, pull = vjp(lambda x: layer(x, **options), x)
+    y, pull, *_ = vjp(lambda x: layer(x, **options), x)
     close(y, expected.y.values)
     close(pull(dy)[0], expected.x.values)
     if layer.weight is not None:
@@ -115,7 +115,7 @@ def test_jvp_is_the_transposed_of_the_references_gradient(case: Case) -> None:
     x, tangent, dy = torch.randn(3, *case.shape, dtype=torch.float64)
     options = case.options(case.shape)
     expected = expect(case, layer, x, dy, options)
-    _, pushed = jvp(lambda x: layer(x, **options), (x,), (tangent,))
+    _, pushed, *_ = jvp(lambda x: layer(x, **options), (x,), (tangent,))
     close((dy * pushed).sum(), (expected.x.values * array(tangent)).sum())
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -175,6 +176,9 @@ class BadSetting(NamedTuple):
     words: tuple[str, ...]
 
 
+# What a type checker would refuse too.
+NEVER: Any = "never"
+HALF: Any = 2.5
 BAD_SETTINGS: dict[str, BadSetting] = {
     "batch, eps": BadSetting(BATCH(eps=-1e-5), ValueError, ("BatchNorm2d(6", "eps", "-1e-05")),
     "layer, eps": BadSetting(lambda: evenorm.LayerNorm(6, eps=-1.0), ValueError, ("LayerNorm", "eps")),
@@ -191,9 +195,11 @@ BAD_SETTINGS: dict[str, BadSetting] = {
     "chunk": BadSetting(
         lambda: evenorm.GhostBatchNorm1d(6, 0), ValueError, ("GhostBatchNorm1d", "virtual_batch_size", "0")
     ),
-    "chunk, not whole": BadSetting(lambda: evenorm.GhostBatchNorm1d(6, 2.5), ValueError, ("virtual_batch_size", "2.5")),
+    "chunk, not whole": BadSetting(
+        lambda: evenorm.GhostBatchNorm1d(6, HALF), ValueError, ("virtual_batch_size", "2.5")
+    ),
     "cast": BadSetting(
-        lambda: evenorm.RMSNorm(6, cast="never"), ValueError, ("RMSNorm", "cast", "after", "before", "never")
+        lambda: evenorm.RMSNorm(6, cast=NEVER), ValueError, ("RMSNorm", "cast", "after", "before", "never")
     ),
     "norm, an affine axis of no size": BadSetting(
         lambda: Norm("n [c] l", affine="c"), PatternError, ("Norm", "'c'", "c=64")
@@ -214,7 +220,7 @@ BAD_SETTINGS: dict[str, BadSetting] = {
     "recipe, eps": BadSetting(lambda: Recipe(Pattern.parse("[n]"), eps=-1.0), ValueError, ("eps",)),
     "running, both": BadSetting(lambda: Running(0.1, decay=0.9), ValueError, ("Running", "momentum", "decay")),
     "running, neither": BadSetting(lambda: Running(), ValueError, ("Running", "momentum", "decay")),
-    "affine, cast": BadSetting(lambda: Affine("c", cast="x"), ValueError, ("Affine", "cast", "'x'")),
+    "affine, cast": BadSetting(lambda: Affine("c", cast=NEVER), ValueError, ("Affine", "cast", "'never'")),
 }
 
 
@@ -366,8 +372,7 @@ def test_momentum_that_looks_like_a_decay_warns() -> None:
 
 def test_momentum_warning_points_at_the_caller() -> None:
     """So Python's own filter shows it once for each place."""
-    with pytest.warns(UserWarning) as caught:
-        evenorm.BatchNorm1d(6, momentum=0.95)
-        evenorm.InstanceNorm1d(6, momentum=0.95)
-        evenorm.GhostBatchNorm1d(6, 2, momentum=0.95)
-    assert [warning.filename for warning in caught] == 3 * [__file__]
+    for make in (evenorm.BatchNorm1d, evenorm.InstanceNorm1d, partial(evenorm.GhostBatchNorm1d, virtual_batch_size=2)):
+        with pytest.warns(UserWarning, match="decay=0.95") as caught:
+            make(6, momentum=0.95)
+        assert [warning.filename for warning in caught] == [__file__]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import evenorm
-from cases import CASES, Case, lay
+from cases import CASES, Case
 from kernels_here import AVAILABLE
+from layouts import lay
 from oracle import expect
 from properties import agrees_with_reference, assert_step, assert_within, seeded_input, step
 
