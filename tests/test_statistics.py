@@ -55,7 +55,7 @@ def test_cumulative_is_the_plain_average() -> None:
 
 def test_cumulative_needs_a_counter() -> None:
     kept = history()._replace(updates=None)
-    with pytest.raises(ValueError, match="Cumulative: .*num_batches_tracked"):
+    with pytest.raises(ValueError, match=r"Cumulative: .*num_batches_tracked"):
         observe(Cumulative(), kept, batches(1)[0])
     assert kept.mean.tolist() == [0, 0, 0]
 
