@@ -15,11 +15,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # In the order in which data flows. Rooms on one line do not import each other.
 ORDER = (
     ("pattern",),
-    ("affine",),
+    ("affine", "epilogue"),
     ("plan",),
     ("moments",),
     ("kernels",),
-    ("statistics", "epilogue"),
+    ("statistics",),
     ("recipe",),
     ("operator",),
     ("functional",),

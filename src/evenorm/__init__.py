@@ -7,6 +7,7 @@ torch.Size([4, 8, 5, 5])
 
 from evenorm.pattern import Pattern, PatternError
 from evenorm.affine import Affine
+from evenorm.epilogue import Epilogue
 from evenorm.moments import Moments
 from evenorm.statistics import Batch, Cumulative, Frozen, History, Running
 from evenorm.recipe import Recipe
@@ -38,6 +39,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Cumulative",
+    "Epilogue",
     "Explanation",
     "Frozen",
     "GhostBatchNorm1d",

@@ -8,10 +8,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from evenorm import kernels, operator
+from evenorm import kernels
 from evenorm.affine import Affine
+from evenorm.epilogue import Epilogue
 from evenorm.kernels import aten
 from evenorm.moments import Moments
+from evenorm.operator import Settings, call
 from evenorm.pattern import Pattern, PatternError
 from evenorm.recipe import Recipe
 from evenorm.statistics import Batch, History, Statistics
@@ -32,6 +34,8 @@ def normalize(
     history: History | None = None,
     history_axes: str = "",
     training: bool = True,
+    activation: str | Epilogue | None = None,
+    residual: Tensor | None = None,
     kernel: str | None = None,
     **sizes: int,
 ) -> Tensor:
@@ -51,6 +55,8 @@ def normalize(
         history: running mean, running variance, number of updates; updated in place in training.
         history_axes: the axes of the history.
         training: whether this is a training step.
+        activation: what follows, by name, or an ``Epilogue``.
+        residual: a tensor of the input's shape, added before the activation.
         kernel: the kernel to use, by name; chosen unless given.
         sizes: sizes of named axes, ``g=8``.
 
@@ -67,7 +73,7 @@ def normalize(
     tensor([[-1.,  1.],
             [-1.,  1.]])
     """
-    parsed = (operator.parsed(pattern)[0] if isinstance(pattern, str) else pattern).with_sizes(**sizes)
+    parsed = (Settings(pattern).parsed()[0] if isinstance(pattern, str) else pattern).with_sizes(**sizes)
     recipe = Recipe(
         parsed,
         centered,
@@ -75,9 +81,10 @@ def normalize(
         tuple(history_axes.split()),
         affine if isinstance(affine, Affine) else Affine(affine),
         eps,
+        Epilogue.of(activation),
         kernel,
     )
-    return run(recipe, x, weight, bias, history, training, "normalize")
+    return run(recipe, x, weight, bias, history, training, "normalize", residual)
 
 
 def run(
@@ -88,13 +95,17 @@ def run(
     history: History | None,
     training: bool,
     caller: object,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Normalize by a recipe; in training the history takes this batch in, last of all."""
-    remembers = history is not None and recipe.statistics.remembers(training)
-    observes = training and history is not None and not remembers
-    y, moments = compute(recipe, x, weight, bias, history if remembers else None, caller, observed=observes)
-    if observes and history is not None and moments is not None:
-        remember(recipe, history, moments)
+    given = observing = None
+    if history is not None and recipe.statistics.remembers(training):
+        given = history
+    elif training:
+        observing = history
+    y, moments = compute(recipe, x, weight, bias, caller, residual=residual, given=given, observing=observing)
+    if observing is not None and moments is not None:
+        remember(recipe, observing, moments)
     return y
 
 
@@ -103,26 +114,29 @@ def compute(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    history: History | None,
     caller: object,
     *,
-    observed: bool = True,
+    residual: Tensor | None,
+    given: History | None,
+    observing: History | None,
 ) -> tuple[Tensor, Moments | None]:
-    """y, and the batch's moments where they are observed; not where a history was given in their place."""
+    """y, and the batch's moments for a history that is observing; one that is given stands in their place."""
     pattern, axes = recipe.pattern.text, recipe.axes
-    if history is not None:
+    if given is not None:
         pattern, axes = recipe.remembered, recipe.remembered_axes
-    _check(pattern, axes, x, weight, bias, history, caller)
-    mean, variance = (None, None) if history is None else (history.mean, history.variance)
-    eps, affine = recipe.eps_for(x.dtype), recipe.affine
-    if kernels.exporting() and not observed:
-        laid, scaling = operator.parsed(pattern, axes, affine.offset, affine.cast)
-        exported = aten.normalize(x, weight, bias, mean, variance, laid, scaling, recipe.centered, eps)
+    _check(recipe, pattern, axes, x, weight, bias, residual, given or observing, caller)
+    mean, variance = (None, None) if given is None else (given.mean, given.variance)
+    affine, epilogue = recipe.affine, recipe.epilogue
+    settings = Settings(
+        *(pattern, axes, recipe.centered, recipe.eps_for(x.dtype), affine.offset, affine.cast),
+        *(epilogue.activation, epilogue.slope, recipe.kernel),
+    )
+    if kernels.exporting() and observing is None:
+        exported = aten.normalize(x, weight, bias, mean, variance, settings.parsed(), settings.centered, settings.eps)
         if exported is not None:
-            return exported, None
-    settings = (pattern, axes, recipe.centered, eps, affine.offset, affine.cast, recipe.kernel)
-    y, mean, m2 = operator.call(x, weight, bias, mean, variance, *settings)
-    if history is not None:
+            return epilogue.apply(exported if residual is None else exported + residual), None
+    y, mean, m2 = call(x, weight, bias, mean, variance, residual, settings)
+    if observing is None:
         return y, None
     return y, Moments(x.numel() // max(prod(mean.shape), 1), mean, m2)
 
@@ -134,39 +148,48 @@ def remember(recipe: Recipe, history: History, moments: Moments) -> None:
     kept = recipe.pattern.kept_names(moments.mean.dim())
     with torch.no_grad():
         mean, variance = moments.averaged(tuple(i for i, name in enumerate(kept) if name not in recipe.history))
+        recipe.statistics.update(history, mean.reshape(history.mean.shape), variance.reshape(history.mean.shape))
         if history.updates is not None:
             history.updates.add_(1)
-        recipe.statistics.update(history, mean.reshape(history.mean.shape), variance.reshape(history.mean.shape))
 
 
 def _check(
+    recipe: Recipe,
     pattern: str,
     axes: str,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
+    residual: Tensor | None,
     history: History | None,
     caller: object,
 ) -> None:
     """Refuse what cannot be normalized, before anything is written."""
     if not x.is_floating_point():
         raise TypeError(f"{caller}: expected a floating-point tensor, got {x.dtype}; convert it with x.float()")
-    others = (("weight", weight), ("bias", bias), ("history", None if history is None else history.mean))
+    past = None if history is None else history.mean
+    others = (("weight", weight), ("bias", bias), ("residual", residual), ("history", past))
     for name, tensor in others:
         if tensor is not None and tensor.device != x.device:
             raise ValueError(
                 f"{caller}: the input is on {x.device}, the {name} on {tensor.device}; move one with .to(…)"
             )
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or kernels.exporting():
         # Shapes are symbolic; the operator's own shape function checks them.
         return
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(
+            f"{caller}: expected a residual of the input's shape {tuple(x.shape)}, got {tuple(residual.shape)}"
+        )
+    kept = " ".join(recipe.history)
     try:
-        count = _parameters(pattern, axes, x.shape)
+        parameters, averages = _values(pattern, axes, x.shape), _values(pattern, kept, x.shape)
     except PatternError as fault:
         raise fault.named(caller) from None
-    for name, tensor in others[:2]:
+    wanted = ((weight, "weight", parameters, axes), (bias, "bias", parameters, axes), (past, "history", averages, kept))
+    for tensor, name, count, names in wanted:
         if tensor is not None and tensor.numel() != count:
-            where = f"on {axes!r}" if axes else "on no axis; name its axes, for example affine='c'"
+            where = f"on {names!r}" if names else "on no axis; name its axes, for example 'c'"
             raise ValueError(
                 f"{caller}: expected a {name} of {count} values {where}, got shape {tuple(tensor.shape)} for an input "
                 f"of shape {tuple(x.shape)}"
@@ -174,7 +197,7 @@ def _check(
 
 
 @lru_cache(maxsize=4096)
-def _parameters(pattern: str, axes: str, shape: tuple[int, ...]) -> int:
-    """Values of a weight on these axes; the pattern must fit the shape."""
+def _values(pattern: str, axes: str, shape: tuple[int, ...]) -> int:
+    """Values of a tensor on these axes; the pattern must fit the shape."""
     binding = Pattern.parse(pattern).bind(shape)
     return prod(binding.sizes(axes.split())) if axes else 0

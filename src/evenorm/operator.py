@@ -7,45 +7,75 @@ plan made in traced Python would not survive dynamic shapes.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from evenorm import kernels
 from evenorm.affine import Affine
-from evenorm.kernels import eager
+from evenorm.epilogue import Epilogue
+from evenorm.kernels import Finish, eager
 from evenorm.pattern import Pattern
 
-__all__ = ["call", "parsed"]
+__all__ = ["Settings", "call"]
 
 
-def _parse(pattern: str, axes: str, offset: float, cast: Any) -> tuple[Pattern, Affine]:
-    return Pattern.parse(pattern), Affine(axes, offset, cast)
+class Settings(NamedTuple):
+    """The plain values of a call, in the order of the operator's schema."""
+
+    pattern: str
+    axes: str = ""
+    centered: bool = True
+    eps: float = 1e-5
+    offset: float = 0.0
+    cast: Any = "after"
+    activation: str = "identity"
+    slope: float = 0.01
+    kernel: str | None = None
+
+    def parsed(self) -> tuple[Pattern, Affine, Epilogue]:
+        """The parts that the values spell."""
+        # A trace sees through caches and warns of each.
+        return (_parse if torch.compiler.is_compiling() else _cached_parse)(self)
+
+
+def _parse(settings: Settings) -> tuple[Pattern, Affine, Epilogue]:
+    affine = Affine(settings.axes, settings.offset, settings.cast)
+    return Pattern.parse(settings.pattern), affine, Epilogue(settings.activation, settings.slope)
 
 
 _cached_parse = lru_cache(maxsize=1024)(_parse)
 
 
-def parsed(pattern: str, axes: str = "", offset: float = 0.0, cast: Any = "after") -> tuple[Pattern, Affine]:
-    """The pattern and the affine that an operator's arguments spell."""
-    # A trace sees through caches and warns of each.
-    return (_parse if torch.compiler.is_compiling() else _cached_parse)(pattern, axes, offset, cast)
+def call(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    residual: Tensor | None,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One normalization: an operator of a compiled graph, torch's own operations, recorded, or bare.
 
+    Returns:
+        y, and mean and M2 of the batch; where statistics were given these two are empty.
 
-def call(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """One normalization: an operator of a compiled graph, torch's own operations, recorded, or bare."""
-    tensors = arguments[:5]
+    Raises:
+        KernelError: a kernel was named that cannot run here.
+    """
+    tensors = (x, weight, bias, mean, variance, residual)
     if torch.compiler.is_compiling() and not kernels.exporting() and not kernels.transforming():
-        return torch.ops.evenorm.normalize(*arguments)
+        return torch.ops.evenorm.normalize(*tensors, *settings)
     reason = kernels.must_compose(*tensors)
     if reason is not None:
-        if arguments[-1] not in (None, eager.name):
-            raise kernels.KernelError(f"kernel {arguments[-1]!r} cannot take this call: {reason}")
-        return _composed(*arguments)
+        if settings.kernel not in (None, eager.name):
+            raise kernels.KernelError(f"kernel {settings.kernel!r} cannot take this call: {reason}")
+        return _composed(*tensors, settings)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Normalize.apply(*arguments)
-    return _forward(*arguments)
+        return _Normalize.apply(*tensors, *settings)
+    return _forward(*tensors, *settings)
 
 
 def _composed(
@@ -54,20 +84,27 @@ def _composed(
     bias: Tensor | None,
     mean: Tensor | None,
     variance: Tensor | None,
-    pattern: str,
-    axes: str,
-    centered: bool,
-    eps: float,
-    offset: float,
-    cast: str,
-    kernel: str | None,
+    residual: Tensor | None,
+    settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain torch operations, which autograd differentiates itself: y, mean, M2."""
-    laid, affine = parsed(pattern, axes, offset, cast)
-    if mean is not None and variance is not None:
-        given = eager.statistics(x, mean, variance, eps)
-        return eager.apply(x, laid, *given, weight, bias, affine), x.new_empty(0), x.new_empty(0)
-    return eager.forward(x, laid, centered, eps, weight, bias, affine)
+    """Plain torch operations, which autograd differentiates itself."""
+    pattern, affine, epilogue = settings.parsed()
+    return _run(eager, x, mean, variance, pattern, settings, Finish(affine, epilogue, weight, bias, residual))
+
+
+def _run(
+    kernel: kernels.Kernel,
+    x: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    pattern: Pattern,
+    settings: Settings,
+    finish: Finish,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if mean is None or variance is None:
+        return kernel.forward(x, pattern, settings.centered, settings.eps, finish)
+    y = kernel.apply(x, pattern, *eager.statistics(x, mean, variance, settings.eps), finish)
+    return y, x.new_empty(0), x.new_empty(0)
 
 
 def _forward(
@@ -76,61 +113,71 @@ def _forward(
     bias: Tensor | None,
     mean: Tensor | None,
     variance: Tensor | None,
-    pattern: str,
-    axes: str,
-    centered: bool,
-    eps: float,
-    offset: float,
-    cast: str,
-    kernel: str | None,
+    residual: Tensor | None,
+    *values: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The chosen kernel: y, mean, M2; where statistics are given the last two are empty."""
-    laid, affine = parsed(pattern, axes, offset, cast)
-    chosen = kernels.choose(x, laid, affine, kernel)
-    if mean is not None and variance is not None:
-        y = chosen.apply(x, laid, *eager.statistics(x, mean, variance, eps), weight, bias, affine)
-        return y, x.new_empty(0), x.new_empty(0)
-    return chosen.forward(x, laid, centered, eps, weight, bias, affine)
+    """The chosen kernel."""
+    settings = Settings(*values)
+    pattern, affine, epilogue = settings.parsed()
+    kernel = kernels.choose(x, pattern, affine, settings.kernel)
+    return _run(kernel, x, mean, variance, pattern, settings, Finish(affine, epilogue, weight, bias, residual))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, mean, variance, *settings = inputs
-    _, batch_mean, m2 = output
+    x, weight, bias, mean, variance, residual, *values = inputs
+    y, batch_mean, m2 = output
     ctx.mark_non_differentiable(batch_mean, m2)
-    ctx.given = mean is not None
-    ctx.settings = tuple(settings)
-    # A history is copied, since the next training step writes into it. Of the bias the backward needs its shape
-    # alone; a second derivative needs all.
+    ctx.settings, ctx.given = Settings(*values), mean is not None
+    # A history is copied, since the next training step writes into it.
     statistics = (mean.clone(), variance.clone()) if ctx.given else (batch_mean, m2)
-    ctx.save_for_backward(x, weight, bias, *statistics)
+    # The output is what the next layer keeps anyway; the residual may be kept by nobody else.
+    ctx.by_output = residual is not None and ctx.settings.parsed()[2].by_output
+    ctx.save_for_backward(x, weight, bias, *statistics, y if ctx.by_output else residual)
 
 
 def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    x, weight, bias, mean, spread = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    nothing = (None,) * 9
+    nothing = (None,) * len(Settings._fields)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return *_differentiable_backward(ctx, dy), *nothing
-    arguments = (dy, x, mean, spread, weight, *ctx.settings, ctx.given, needs[0])
+    x, weight, bias, mean, spread, other = ctx.saved_tensors
+    residual, output = (None, other) if ctx.by_output else (other, None)
+    needs = ctx.needs_input_grad
     composed = kernels.must_compose(dy, x, weight) is not None
     gradients = torch.ops.evenorm.normalize_backward if composed else _gradients
-    dx, d_weight, d_bias = gradients(*arguments)
+    dx, d_weight, d_bias, d_residual = gradients(
+        *(dy, x, mean, spread, weight, bias, residual, output, *ctx.settings, ctx.given, needs[0] or needs[5])
+    )
     return (
         dx if needs[0] else None,
-        d_weight.reshape(weight.shape).to(weight.dtype) if weight is not None and needs[1] else None,
-        d_bias.reshape(bias.shape).to(bias.dtype) if bias is not None and needs[2] else None,
+        d_weight.reshape(weight.shape).to(weight.dtype) if needs[1] else None,
+        d_bias.reshape(bias.shape).to(bias.dtype) if needs[2] else None,
+        None,
+        None,
+        d_residual if needs[5] else None,
         *nothing,
     )
 
 
-def _differentiable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """The gradients as a graph of torch's own operations, for derivatives of any order."""
-    x, weight, bias, mean, variance = ctx.saved_tensors
+    x, weight, bias, mean, variance, other = ctx.saved_tensors
+    settings, residual = ctx.settings, other
+    if ctx.by_output:
+        # The derivative is piecewise constant, so no higher order passes through it.
+        dy = dy * settings.parsed()[2].derivative(other.detach())
+        settings, residual = settings._replace(activation="identity"), None
     given = (mean, variance) if ctx.given else (None, None)
-    y, *_ = _composed(x, weight, bias, *given, *ctx.settings)
-    wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[:3])
+    y, *_ = _composed(x, weight, bias, *given, residual, settings)
+    gradients: list[Tensor | None] = [None] * 6
+    wanted = {k: t for k, t in enumerate((x, weight, bias, None, None, residual)) if t is not None}
+    wanted = {k: t for k, t in wanted.items() if ctx.needs_input_grad[k]}
+    if wanted:
+        found = torch.autograd.grad(y, list(wanted.values()), dy, create_graph=True)
+        for k, gradient in zip(wanted, found, strict=True):
+            gradients[k] = gradient
+    if ctx.by_output and ctx.needs_input_grad[5]:
+        gradients[5] = dy
+    return gradients
 
 
 def _gradients(
@@ -139,34 +186,30 @@ def _gradients(
     mean: Tensor,
     spread: Tensor,
     weight: Tensor | None,
-    pattern: str,
-    axes: str,
-    centered: bool,
-    eps: float,
-    offset: float,
-    cast: str,
-    kernel: str | None,
-    given: bool,
-    needs_input: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, Σ dy·x̂ and Σ dy by the chosen kernel; ``spread`` is the variance where statistics are given, else M2."""
-    laid, affine = parsed(pattern, axes, offset, cast)
-    chosen = kernels.choose(x, laid, affine, kernel)
-    dx, d_weight, d_bias = kernels.backward(
-        chosen,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor | None,
+    *values: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, Σ dz·x̂, Σ dz, dz by the chosen kernel; ``spread`` is the variance where statistics are given, else M2."""
+    *values, given, needs_input = values
+    settings = Settings(*values)
+    pattern, affine, epilogue = settings.parsed()
+    gradients = kernels.backward(
+        kernels.choose(x, pattern, affine, settings.kernel),
         dy,
         x,
-        laid,
-        centered,
-        eps,
+        pattern,
+        settings.centered,
+        settings.eps,
         mean,
         spread,
-        weight,
-        affine,
+        Finish(affine, epilogue, weight, bias, residual, output),
         given=given,
         needs_input=needs_input,
     )
-    return (x.new_empty(0) if dx is None else dx), d_weight, d_bias
+    dx, d_weight, d_bias, d_residual = (x.new_empty(0) if g is None else g for g in gradients)
+    return dx, d_weight, d_bias, d_residual
 
 
 class _Normalize(torch.autograd.Function):
@@ -177,31 +220,19 @@ class _Normalize(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
-_SETTINGS = "str pattern, str axes, bool centered, float eps, float offset, str cast, str? kernel"
-_library = torch.library.Library("evenorm", "DEF")
-_library.define(
-    f"normalize(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, {_SETTINGS})"
-    " -> (Tensor, Tensor, Tensor)"
-)
-_library.define(
-    f"normalize_backward(Tensor dy, Tensor x, Tensor mean, Tensor spread, Tensor? weight, {_SETTINGS},"
-    " bool given, bool needs_input) -> (Tensor, Tensor, Tensor)"
-)
-_library.impl("normalize", _forward, "CompositeExplicitAutograd")
-_library.impl("normalize_backward", _gradients, "CompositeExplicitAutograd")
-
-
 def _fake(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor | None,
     variance: Tensor | None,
-    pattern: str,
-    *_: Any,
+    residual: Tensor | None,
+    *values: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (0,) if mean is not None else parsed(pattern)[0].bind(x.shape).statistics_shape
-    statistics = x.new_empty(shape, dtype=x.dtype if mean is not None else torch.float64)
+    if mean is not None:
+        return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+    pattern, _, _ = Settings(*values).parsed()
+    statistics = x.new_empty(pattern.bind(x.shape).statistics_shape, dtype=torch.float64)
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
 
@@ -211,15 +242,34 @@ def _fake_gradients(
     mean: Tensor,
     spread: Tensor,
     weight: Tensor | None,
-    pattern: str,
-    axes: str,
-    *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    needs_input = rest[-1]
-    parameter = x.new_empty(parsed(pattern)[0].bind(x.shape).sizes(axes.split()), dtype=torch.float64)
-    return torch.empty_like(x) if needs_input else x.new_empty(0), parameter, torch.empty_like(parameter)
+    bias: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor | None,
+    *values: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *values, _, needs_input = values
+    pattern, affine, _ = Settings(*values).parsed()
+    parameter = x.new_empty(pattern.bind(x.shape).sizes(affine.axes), dtype=torch.float64)
+    has_residual = residual is not None or output is not None
+    dx = torch.empty_like(x) if needs_input else x.new_empty(0)
+    d_residual = torch.empty_like(x) if needs_input and has_residual else x.new_empty(0)
+    return dx, parameter, torch.empty_like(parameter), d_residual
 
 
+_SETTINGS = (
+    "str pattern, str axes, bool centered, float eps, float offset, str cast, str activation, float slope, str? kernel"
+)
+_library = torch.library.Library("evenorm", "DEF")
+_library.define(
+    "normalize(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, Tensor? residual, "
+    f"{_SETTINGS}) -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "normalize_backward(Tensor dy, Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, "
+    f"Tensor? residual, Tensor? output, {_SETTINGS}, bool given, bool needs_input) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_library.impl("normalize", _forward, "CompositeExplicitAutograd")
+_library.impl("normalize_backward", _gradients, "CompositeExplicitAutograd")
 torch.library.register_fake("evenorm::normalize", _fake, lib=_library)
 torch.library.register_fake("evenorm::normalize_backward", _fake_gradients, lib=_library)
 torch.library.register_autograd("evenorm::normalize", _backward, setup_context=_setup_context, lib=_library)

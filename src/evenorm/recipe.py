@@ -1,4 +1,4 @@
-"""The recipe: pattern × centered or not × where the statistics come from × an affine. Every layer is one."""
+"""The recipe: pattern × centered or not × where the statistics come from × an affine × an epilogue."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from evenorm.affine import Affine
+from evenorm.epilogue import Epilogue
 from evenorm.pattern import Pattern, PatternError
 from evenorm.statistics import Batch, Statistics
 
@@ -24,6 +25,7 @@ class Recipe:
         history: the axes that a running average keeps; it averages over the other kept ones.
         affine: the axes of weight and bias, the offset of the weight, the order of cast and scale.
         eps: added to the variance, at least 0; ``None`` is the machine epsilon (float32's for half precision).
+        epilogue: activation and residual.
         kernel: the kernel to use; ``None`` chooses.
 
     Raises:
@@ -39,6 +41,7 @@ class Recipe:
     history: tuple[str, ...] = ()
     affine: Affine = field(default_factory=Affine)
     eps: float | None = 1e-5
+    epilogue: Epilogue = field(default_factory=Epilogue)
     kernel: str | None = None
 
     # As text, which operators take: the pattern of the history, the affine's axes.
@@ -79,4 +82,7 @@ class Recipe:
     def __str__(self) -> str:
         centered = "centered" if self.centered else "not centered"
         eps = "machine eps" if self.eps is None else f"eps {self.eps:g}"
-        return " | ".join(map(str, (self.pattern, centered, self.statistics, self.affine, eps)))
+        parts = [self.pattern, centered, self.statistics, self.affine, eps]
+        if self.epilogue.activation != "identity":
+            parts.append(self.epilogue)
+        return " | ".join(map(str, parts))

@@ -102,10 +102,10 @@ class Cumulative:
         return not training
 
     def update(self, history: History, mean: Tensor, variance: Tensor) -> None:
-        """Blend by 1 / number of updates, this one counted."""
+        """Blend by 1 / number of updates, this one counted in."""
         if history.updates is None:
             raise ValueError("Cumulative: the history has no counter of updates; keep num_batches_tracked")
-        history.blend(mean, variance, 1.0 / history.updates.double())
+        history.blend(mean, variance, 1.0 / (history.updates.double() + 1))
 
     def __str__(self) -> str:
         return "this batch in training, the average of all batches in evaluation"

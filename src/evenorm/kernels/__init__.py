@@ -16,14 +16,18 @@ from torch.autograd import forward_ad
 
 from evenorm.affine import Affine
 from evenorm.kernels import cpu, eager
+from evenorm.kernels.finish import Finish
 from evenorm.kernels.signature import Signature
 from evenorm.pattern import Pattern
 
 __all__ = [
     "KERNELS",
     "Candidate",
+    "Finish",
+    "Gradients",
     "Kernel",
     "KernelError",
+    "Signature",
     "backward",
     "candidates",
     "choose",
@@ -48,29 +52,13 @@ class Kernel(Protocol):
     def moments(self, x: Tensor, pattern: Pattern, centered: bool) -> tuple[Tensor, Tensor]:
         """Mean and M2 of each group."""
 
-    def apply(
-        self,
-        x: Tensor,
-        pattern: Pattern,
-        mean: Tensor,
-        rstd: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        affine: Affine,
-    ) -> Tensor:
-        """y = (x − mean) · rstd · (offset + weight) + bias."""
+    def apply(self, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish) -> Tensor:
+        """y = activation((x − mean) · rstd · (offset + weight) + bias + residual)."""
 
     def grad_sums(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        pattern: Pattern,
-        mean: Tensor,
-        rstd: Tensor,
-        weight: Tensor | None,
-        affine: Affine,
+        self, dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Σ γ·dy and Σ γ·dy·x̂ of each group; Σ dy·x̂ and Σ dy of each parameter."""
+        """With dz = dy · activation'(z): Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
 
     def grad_input(
         self,
@@ -79,22 +67,14 @@ class Kernel(Protocol):
         pattern: Pattern,
         mean: Tensor,
         rstd: Tensor,
-        weight: Tensor | None,
-        affine: Affine,
+        finish: Finish,
         c1: Tensor | None,
         c2: Tensor | None,
-    ) -> Tensor:
-        """dx = rstd · (γ·dy − c1 − x̂·c2)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """dx = rstd · (γ·dz − c1 − x̂·c2), and dz where there is a residual."""
 
     def forward(
-        self,
-        x: Tensor,
-        pattern: Pattern,
-        centered: bool,
-        eps: float,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        affine: Affine,
+        self, x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Moments, then apply, with the statistics of this batch: y, mean, M2."""
 
@@ -170,6 +150,15 @@ def must_compose(*tensors: Tensor | None) -> str | None:
     return None
 
 
+class Gradients(NamedTuple):
+    """dx and dz (for the residual) where wanted, Σ dz·x̂ and Σ dz of each parameter."""
+
+    x: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    residual: Tensor | None
+
+
 def backward(
     kernel: Kernel,
     dy: Tensor,
@@ -179,25 +168,26 @@ def backward(
     eps: float,
     mean: Tensor,
     spread: Tensor,
-    weight: Tensor | None,
-    affine: Affine,
+    finish: Finish,
     *,
     given: bool,
     needs_input: bool,
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """dx, Σ dy·x̂ and Σ dy: fused where the kernel can, else from the verbs.
+) -> Gradients:
+    """All gradients: fused where the kernel can, else from the verbs.
 
     Args:
         spread: the variance where statistics are ``given``, which carry no gradient; M2 of the batch otherwise.
+        needs_input: whether dx or the residual's gradient is wanted.
     """
     fused = getattr(kernel, "backward", None)
     if fused is not None and needs_input and not given:
-        return fused(dy, x, pattern, centered, eps, mean, spread, weight, affine)
+        return Gradients(*fused(dy, x, pattern, centered, eps, mean, spread, finish))
     count = x.numel() // max(mean.numel(), 1)
     mean, rstd = eager.statistics(x, mean, spread if given else spread / count, eps)
-    s1, s2, d_weight, d_bias = kernel.grad_sums(dy, x, pattern, mean, rstd, weight, affine)
+    s1, s2, d_weight, d_bias = kernel.grad_sums(dy, x, pattern, mean, rstd, finish)
     if not needs_input:
-        return None, d_weight, d_bias
+        return Gradients(None, d_weight, d_bias, None)
     c1 = None if given or not centered else s1 / count
     c2 = None if given else s2 / count
-    return kernel.grad_input(dy, x, pattern, mean, rstd, weight, affine, c1, c2), d_weight, d_bias
+    dx, d_residual = kernel.grad_input(dy, x, pattern, mean, rstd, finish, c1, c2)
+    return Gradients(dx, d_weight, d_bias, d_residual)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evenorm.affine import Affine
+from evenorm.epilogue import Epilogue
 from evenorm.pattern import Pattern
 
 __all__ = ["normalize"]
@@ -21,16 +22,17 @@ def normalize(
     bias: Tensor | None,
     mean: Tensor | None,
     variance: Tensor | None,
-    pattern: Pattern,
-    affine: Affine,
+    parsed: tuple[Pattern, Affine, Epilogue],
     centered: bool,
     eps: float,
 ) -> Tensor | None:
     """y by one of torch's functions, or ``None`` where torch has none for the pattern, the affine or the dtypes.
 
     Args:
+        parsed: the pattern and the affine; what the epilogue asks for is left to the caller.
         mean, variance: given statistics; those of this batch where absent.
     """
+    pattern, affine, _ = parsed
     if affine.cast == "before" or any(p is not None and p.dtype != x.dtype for p in (weight, bias, mean)):
         return None
     family = _family(pattern, affine)
@@ -42,7 +44,7 @@ def normalize(
         shape = list(x.shape[x.dim() - sum(f.reduced for f in pattern.factors) :])
         return F.layer_norm(x, shape, weight, bias, eps) if centered else F.rms_norm(x, shape, weight, eps)
     if family == "group" and centered:
-        groups = pattern.bind(x.shape).statistics_shape[1]
+        groups = pattern.factors[1].size or pattern.bind(x.shape).statistics_shape[1]
         scale, shift = (None if p is None else p.reshape(-1) for p in (weight, bias))
         return F.group_norm(x, groups, scale, shift, eps)
     if family == "instance" and centered:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from evenorm.affine import Affine
+from evenorm.kernels import eager
+from evenorm.kernels.finish import Finish
 from evenorm.kernels.signature import Signature
 from evenorm.pattern import Pattern
 from evenorm.plan import Plan, Strides, Unplannable, make_plan
@@ -40,6 +42,7 @@ try:
 except ImportError:
     _cpu = None
 
+_ACTIVATIONS = {} if _cpu is None else dict(getattr(_cpu, "ACTIVATIONS", {}))
 _DTYPES = {} if _cpu is None else {getattr(torch, dtype): code for dtype, code in _cpu.DTYPES.items()}
 
 
@@ -95,66 +98,37 @@ def moments(x: Tensor, pattern: Pattern, centered: bool) -> tuple[Tensor, Tensor
     return call.to_pattern(mean), call.to_pattern(m2)
 
 
-def apply(
-    x: Tensor,
-    pattern: Pattern,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    affine: Affine,
-) -> Tensor:
-    """y = (x − mean) · rstd · (offset + weight) + bias."""
-    call = _Call(x, pattern, affine, weight, bias)
+def apply(x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish) -> Tensor:
+    """y = activation((x − mean) · rstd · (offset + weight) + bias + residual)."""
+    if not finish.is_plain and not _ACTIVATIONS:
+        return eager.apply(x, pattern, mean, rstd, finish)
+    call = _Call(x, pattern, finish.affine, finish)
     y = call.new_output()
-    scaling = (call.parameter_code, call.weight, call.bias, affine.offset, affine.cast == "before")
-    call.run("apply", call.x, y, call.to_memory(mean), call.to_memory(rstd), *scaling)
+    call.run("apply", call.x, y, call.to_memory(mean), call.to_memory(rstd), *call.finish)
     return call.natural(y)
 
 
-def forward(
-    x: Tensor,
-    pattern: Pattern,
-    centered: bool,
-    eps: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    affine: Affine,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish) -> tuple[Tensor, Tensor, Tensor]:
     """Moments, then apply, while the values are in cache: y, mean, M2."""
-    call = _Call(x, pattern, affine, weight, bias)
+    if not finish.is_plain and not _ACTIVATIONS:
+        return eager.forward(x, pattern, centered, eps, finish)
+    call = _Call(x, pattern, finish.affine, finish)
     y, mean, m2 = call.new_output(), call.new_statistics(), call.new_statistics()
-    scaling = (call.parameter_code, call.weight, call.bias, affine.offset, affine.cast == "before")
-    call.run("forward", call.x, y, centered, eps, mean, m2, *scaling)
+    call.run("forward", call.x, y, centered, eps, mean, m2, *call.finish)
     return call.natural(y), call.to_pattern(mean), call.to_pattern(m2)
 
 
 def grad_sums(
-    dy: Tensor,
-    x: Tensor,
-    pattern: Pattern,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    affine: Affine,
+    dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Σ γ·dy and Σ γ·dy·x̂ of each group; Σ dy·x̂ and Σ dy of each parameter."""
-    call = _Call(x, pattern, affine, weight, dy=dy)
+    """Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
+    if not finish.is_plain and not _ACTIVATIONS:
+        return eager.grad_sums(dy, x, pattern, mean, rstd, finish)
+    call = _Call(x, pattern, finish.affine, finish, dy)
     s1, s2 = call.new_statistics(), call.new_statistics()
     d_weight, d_bias = call.new_parameter(), call.new_parameter()
-    scaling = (call.parameter_code, call.weight, affine.offset)
-    call.run(
-        "grad_sums",
-        call.dy,
-        call.x,
-        call.to_memory(mean),
-        call.to_memory(rstd),
-        *scaling,
-        s1,
-        s2,
-        d_weight,
-        d_bias,
-    )
+    statistics = (call.to_memory(mean), call.to_memory(rstd))
+    call.run("grad_sums", call.dy, call.x, *statistics, *call.unfinish, s1, s2, d_weight, d_bias)
     return call.to_pattern(s1), call.to_pattern(s2), call.to_affine(d_weight), call.to_affine(d_bias)
 
 
@@ -164,18 +138,21 @@ def grad_input(
     pattern: Pattern,
     mean: Tensor,
     rstd: Tensor,
-    weight: Tensor | None,
-    affine: Affine,
+    finish: Finish,
     c1: Tensor | None,
     c2: Tensor | None,
-) -> Tensor:
-    """dx = rstd · (γ·dy − c1 − x̂·c2)."""
-    call = _Call(x, pattern, affine, weight, dy=dy)
-    dx = call.new_output()
-    scaling = (call.parameter_code, call.weight, affine.offset)
+) -> tuple[Tensor, Tensor | None]:
+    """dx = rstd · (γ·dz − c1 − x̂·c2), and dz for the residual."""
+    if not finish.is_plain and not _ACTIVATIONS:
+        return eager.grad_input(dy, x, pattern, mean, rstd, finish, c1, c2)
+    call = _Call(x, pattern, finish.affine, finish, dy)
+    dx, d_residual = call.new_output(), call.new_residual()
+    statistics = (call.to_memory(mean), call.to_memory(rstd))
     sums = tuple(None if c is None else call.to_memory(c) for c in (c1, c2))
-    call.run("grad_input", call.dy, call.x, dx, call.to_memory(mean), call.to_memory(rstd), *scaling, *sums)
-    return call.natural(dx)
+    call.run(
+        "grad_input", call.dy, call.x, dx, *statistics, *call.unfinish, *sums, *([d_residual] if _ACTIVATIONS else [])
+    )
+    return call.natural(dx), None if d_residual is None else call.natural(d_residual)
 
 
 def backward(
@@ -186,16 +163,36 @@ def backward(
     eps: float,
     mean: Tensor,
     m2: Tensor,
-    weight: Tensor | None,
-    affine: Affine,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums, then the input's gradient, while the values are in cache: dx, Σ dy·x̂, Σ dy."""
-    call = _Call(x, pattern, affine, weight, dy=dy)
-    dx, d_weight, d_bias = call.new_output(), call.new_parameter(), call.new_parameter()
-    scaling = (call.parameter_code, call.weight, affine.offset)
+    finish: Finish,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The sums, then the input's gradient, while the values are in cache: dx, Σ dz·x̂, Σ dz, dz."""
+    if not finish.is_plain and not _ACTIVATIONS:
+        rstd = (m2 / (x.numel() // mean.numel()) + eps).rsqrt()
+        s1, s2, dw, db = eager.grad_sums(dy, x, pattern, mean, rstd, finish)
+        n = x.numel() // mean.numel()
+        dx, dr = eager.grad_input(dy, x, pattern, mean, rstd, finish, s1 / n if centered else None, s2 / n)
+        return dx, dw, db, dr
+    call = _Call(x, pattern, finish.affine, finish, dy)
+    dx, d_residual = call.new_output(), call.new_residual()
+    d_weight, d_bias = call.new_parameter(), call.new_parameter()
     statistics = (centered, eps, call.to_memory(mean), call.to_memory(m2))
-    call.run("backward", call.dy, call.x, dx, *statistics, *scaling, d_weight, d_bias)
-    return call.natural(dx), call.to_affine(d_weight), call.to_affine(d_bias)
+    call.run(
+        "backward",
+        call.dy,
+        call.x,
+        dx,
+        *statistics,
+        *call.unfinish,
+        d_weight,
+        d_bias,
+        *([d_residual] if _ACTIVATIONS else []),
+    )
+    return (
+        call.natural(dx),
+        call.to_affine(d_weight),
+        call.to_affine(d_bias),
+        None if d_residual is None else call.natural(d_residual),
+    )
 
 
 class _Call:
@@ -206,8 +203,7 @@ class _Call:
         x: Tensor,
         pattern: Pattern,
         affine: Affine,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
+        finish: Finish | None = None,
         dy: Tensor | None = None,
     ) -> None:
         planned = _planned(pattern, affine, x.shape, x.stride(), None if dy is None else dy.stride())
@@ -217,12 +213,26 @@ class _Call:
         self.plan, self.native = planned
         self.x = x if self.plan.x is not None else self._dense(x)
         self.dy = dy if dy is None or (self.plan.dy is not None and not dy.is_neg()) else self._dense(dy)
-        parameter = weight if weight is not None else bias
-        dtype = x.dtype if parameter is None else parameter.dtype
-        if weight is not None and bias is not None and bias.dtype != dtype:
-            dtype = torch.promote_types(dtype, bias.dtype)
-        self.parameter_code = _DTYPES[dtype]
-        self.weight, self.bias = (self._parameter(p, dtype) for p in (weight, bias))
+        if finish is not None:
+            self._take(finish)
+
+    def _take(self, finish: Finish) -> None:
+        """The finish in the order of the extension's arguments: as forward verbs want it, and as backward ones."""
+        weight, bias = finish.weight, finish.bias
+        dtype = self.like.dtype if weight is None and bias is None else None
+        for parameter in (weight, bias):
+            if parameter is not None:
+                dtype = parameter.dtype if dtype is None else torch.promote_types(dtype, parameter.dtype)
+        assert dtype is not None
+        weight, bias = self._parameter(weight, dtype), self._parameter(bias, dtype)
+        residual, output = (None if t is None else self._dense_like(t) for t in (finish.residual, finish.output))
+        self.has_residual = residual is not None or output is not None
+        offset, before = finish.affine.offset, finish.affine.cast == "before"
+        activation = (_ACTIVATIONS[finish.epilogue.activation], finish.epilogue.slope) if _ACTIVATIONS else ()
+        self.finish = (_DTYPES[dtype], weight, bias, offset, before, *activation, residual)
+        self.unfinish = (_DTYPES[dtype], weight, bias, offset, *activation, residual, output)
+        if not _ACTIVATIONS:
+            self.finish, self.unfinish = self.finish[:5], (_DTYPES[dtype], weight, offset)
 
     def run(self, verb: str, *operands: Tensor | float | None) -> None:
         """Call a verb of the extension with the operands' addresses."""
@@ -232,6 +242,10 @@ class _Call:
     def new_output(self) -> Tensor:
         """Room for y or dx, dense in the plan's order."""
         return torch.empty_strided(self.like.shape, self.plan.dense, dtype=self.like.dtype)
+
+    def new_residual(self) -> Tensor | None:
+        """Room for dz, where there is a residual to give it to."""
+        return self.new_output() if self.has_residual else None
 
     def natural(self, output: Tensor) -> Tensor:
         """The output in the memory format that torch would give it; a copy where the plan had to permute."""
@@ -267,6 +281,11 @@ class _Call:
             return parameter
         shaped = parameter.detach().to(dtype).reshape(self.plan.parameter_shape)
         return _permuted(shaped, order).contiguous()
+
+    def _dense_like(self, tensor: Tensor) -> Tensor:
+        """A residual as the outputs lie, in the input's dtype."""
+        fits = tensor.dtype == self.like.dtype and tensor.stride() == self.plan.dense and not tensor.is_neg()
+        return tensor if fits else self._dense(tensor.to(self.like.dtype))
 
     def _dense(self, tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, self.plan.dense, dtype=tensor.dtype).copy_(tensor)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from evenorm.affine import Affine
+from evenorm.kernels.finish import Finish
 from evenorm.kernels.signature import Signature
 from evenorm.pattern import Binding, Pattern
 
-__all__ = ["apply", "declines", "forward", "grad_input", "grad_sums", "moments", "name"]
+__all__ = ["apply", "declines", "forward", "grad_input", "grad_sums", "moments", "name", "statistics"]
 
 name = "eager"
 
@@ -34,38 +35,19 @@ def moments(x: Tensor, pattern: Pattern, centered: bool) -> tuple[Tensor, Tensor
     return (torch.zeros_like(m2) if mean is None else mean.reshape(m2.shape)), m2
 
 
-def apply(
-    x: Tensor,
-    pattern: Pattern,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    affine: Affine,
-) -> Tensor:
-    """y = (x − mean) · rstd · (offset + weight) + bias."""
+def apply(x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish) -> Tensor:
+    """y = activation((x − mean) · rstd · (offset + weight) + bias + residual)."""
     binding = pattern.bind(x.shape)
-    split = x.reshape(binding.shape).to(mean.dtype)
-    x_hat = (split - mean.reshape(binding.keepdim_shape)) * rstd.reshape(binding.keepdim_shape)
-    return _scale(x_hat, x, binding, weight, bias, affine)
+    return _finished(_normalized(x, binding, mean, rstd), x, binding, finish)
 
 
-def forward(
-    x: Tensor,
-    pattern: Pattern,
-    centered: bool,
-    eps: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    affine: Affine,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish) -> tuple[Tensor, Tensor, Tensor]:
     """Both at once: y, mean, M2. The deviations are computed once, so float32 keeps its accuracy too."""
     binding = pattern.bind(x.shape)
     split = x.reshape(binding.shape).to(_accumulator(x))
     mean, deviation = _center(split, binding) if centered else (None, split)
     m2 = deviation.square().sum(binding.reduced, keepdim=True)
-    x_hat = deviation * (m2 / binding.count + eps).rsqrt()
-    y = _scale(x_hat, x, binding, weight, bias, affine)
+    y = _finished(deviation * (m2 / binding.count + eps).rsqrt(), x, binding, finish)
     shape = binding.statistics_shape
     mean = torch.zeros_like(m2) if mean is None else mean
     return y, mean.reshape(shape), m2.reshape(shape)
@@ -78,30 +60,26 @@ def statistics(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[T
 
 
 def grad_sums(
-    dy: Tensor,
-    x: Tensor,
-    pattern: Pattern,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    affine: Affine,
+    dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Σ γ·dy and Σ γ·dy·x̂ of each group; Σ dy·x̂ and Σ dy of each parameter."""
+    """Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
     binding = pattern.bind(x.shape)
-    x_hat, split, gamma = _operands(dy, x, binding, mean, rstd, weight, affine)
-    others = tuple(i for i, n in enumerate(binding.names) if n not in affine.axes)
-    scaled = split * gamma
+    x_hat = _normalized(x, binding, mean, rstd)
+    dz = _before_activation(dy, x_hat, x, binding, finish)
+    axes = finish.affine.axes
+    others = tuple(i for i, n in enumerate(binding.names) if n not in axes)
+    scaled = dz * _gamma(finish, x_hat, binding)
 
     def per_parameter(values: Tensor) -> Tensor:
         summed = values.sum(others) if others else values
-        order = [n for n in binding.names if n in affine.axes]
-        return summed.permute([order.index(n) for n in affine.axes])
+        order = [n for n in binding.names if n in axes]
+        return summed.permute([order.index(n) for n in axes])
 
     return (
         scaled.sum(binding.reduced),
         (scaled * x_hat).sum(binding.reduced),
-        per_parameter(split * x_hat),
-        per_parameter(split),
+        per_parameter(dz * x_hat),
+        per_parameter(dz),
     )
 
 
@@ -111,36 +89,24 @@ def grad_input(
     pattern: Pattern,
     mean: Tensor,
     rstd: Tensor,
-    weight: Tensor | None,
-    affine: Affine,
+    finish: Finish,
     c1: Tensor | None,
     c2: Tensor | None,
-) -> Tensor:
-    """dx = rstd · (γ·dy − c1 − x̂·c2); c1 and c2 are the sums over the count, absent where statistics are given."""
+) -> tuple[Tensor, Tensor | None]:
+    """dx = rstd · (γ·dz − c1 − x̂·c2), and dz for the residual.
+
+    c1 and c2 are the sums over the count, absent where statistics are given.
+    """
     binding = pattern.bind(x.shape)
-    x_hat, split, gamma = _operands(dy, x, binding, mean, rstd, weight, affine)
-    dx = split * gamma
+    x_hat = _normalized(x, binding, mean, rstd)
+    dz = _before_activation(dy, x_hat, x, binding, finish)
+    dx = dz * _gamma(finish, x_hat, binding)
     if c1 is not None:
         dx = dx - c1.reshape(binding.keepdim_shape)
     if c2 is not None:
         dx = dx - x_hat * c2.reshape(binding.keepdim_shape)
-    return _like(dx * rstd.reshape(binding.keepdim_shape), x)
-
-
-def _operands(
-    dy: Tensor,
-    x: Tensor,
-    binding: Binding,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    affine: Affine,
-) -> tuple[Tensor, Tensor, Tensor | float]:
-    """x̂, the incoming gradient and γ, all split and in the accumulator's dtype."""
-    deviation = x.reshape(binding.shape).to(mean.dtype) - mean.reshape(binding.keepdim_shape)
-    x_hat = deviation * rstd.reshape(binding.keepdim_shape)
-    gamma = 1.0 if weight is None else _gamma(weight, x_hat, binding, affine)
-    return x_hat, dy.reshape(binding.shape).to(mean.dtype), gamma
+    d_residual = None if finish.residual is None and finish.output is None else _like(dz, x)
+    return _like(dx * rstd.reshape(binding.keepdim_shape), x), d_residual
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
@@ -159,26 +125,44 @@ def _center(split: Tensor, binding: Binding) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def _scale(
-    x_hat: Tensor,
-    x: Tensor,
-    binding: Binding,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    affine: Affine,
-) -> Tensor:
-    if affine.cast == "before":
+def _normalized(x: Tensor, binding: Binding, mean: Tensor, rstd: Tensor) -> Tensor:
+    split = x.reshape(binding.shape).to(mean.dtype)
+    return (split - mean.reshape(binding.keepdim_shape)) * rstd.reshape(binding.keepdim_shape)
+
+
+def _finished(x_hat: Tensor, x: Tensor, binding: Binding, finish: Finish) -> Tensor:
+    z = _scaled(x_hat, x, binding, finish)
+    return _like(z if finish.is_plain else finish.epilogue.apply(z), x)
+
+
+def _scaled(x_hat: Tensor, x: Tensor, binding: Binding, finish: Finish) -> Tensor:
+    """What the activation takes."""
+    if finish.affine.cast == "before":
         x_hat = x_hat.to(x.dtype).to(x_hat.dtype)
-    if weight is not None:
-        x_hat = x_hat * _gamma(weight, x_hat, binding, affine)
-    if bias is not None:
-        x_hat = x_hat + _spread(bias, binding, affine).to(x_hat.dtype)
-    return _like(x_hat, x)
+    if finish.weight is not None:
+        x_hat = x_hat * _gamma(finish, x_hat, binding)
+    if finish.bias is not None:
+        x_hat = x_hat + _spread(finish.bias, binding, finish.affine).to(x_hat.dtype)
+    if finish.residual is not None:
+        x_hat = x_hat + finish.residual.reshape(binding.shape).to(x_hat.dtype)
+    return x_hat
 
 
-def _gamma(weight: Tensor, like: Tensor, binding: Binding, affine: Affine) -> Tensor:
-    spread = _spread(weight, binding, affine).to(like.dtype)
-    return spread + affine.offset if affine.offset else spread
+def _before_activation(dy: Tensor, x_hat: Tensor, x: Tensor, binding: Binding, finish: Finish) -> Tensor:
+    """The gradient on the activation's input, dz = dy · activation'(z)."""
+    dz = dy.reshape(binding.shape).to(x_hat.dtype)
+    if finish.epilogue.activation == "identity":
+        return dz
+    if finish.output is not None:
+        return dz * finish.epilogue.derivative(finish.output.reshape(binding.shape).to(x_hat.dtype))
+    return dz * finish.epilogue.derivative(_scaled(x_hat, x, binding, finish))
+
+
+def _gamma(finish: Finish, like: Tensor, binding: Binding) -> Tensor | float:
+    if finish.weight is None:
+        return 1.0
+    spread = _spread(finish.weight, binding, finish.affine).to(like.dtype)
+    return spread + finish.affine.offset if finish.affine.offset else spread
 
 
 def _spread(parameter: Tensor, binding: Binding, affine: Affine) -> Tensor:

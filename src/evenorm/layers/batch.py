@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from evenorm.affine import Affine
+from evenorm.epilogue import Epilogue
 from evenorm.layers.layer import BatchLayer
 from evenorm.pattern import Pattern
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "FusedBatchNorm1d", "FusedBatchNorm2d", "FusedBatchNorm3d"]
 
 
 class _BatchNorm(BatchLayer):
     pattern, scaling, history_axes = Pattern.parse("[n] c [...]"), Affine("c"), ("c",)
+    fused: type[_BatchNorm] | None = None
+
+    def __new__(cls, *args: Any, activation: str | Epilogue | None = None, **kwargs: Any) -> _BatchNorm:
+        """With an activation, the class that other people's converters leave alone.
+
+        They rebuild every ``_BatchNorm`` of torch's as a bare one, and would drop the activation in silence.
+        """
+        if activation is None or cls.fused is None:
+            return super().__new__(cls)
+        return cls.fused(*args, activation=activation, **kwargs)
+
+
+class FusedBatchNorm1d(_BatchNorm, _NormBase):
+    """What ``BatchNorm1d(…, activation=…)`` makes: the same layer, but no ``torch.nn.BatchNorm1d``."""
+
+    forms = ("(N, C)", "(N, C, L)")
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
@@ -26,6 +46,8 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype, bias: as ``torch.nn.BatchNorm1d``.
         decay: the other convention of momentum: ``decay=0.99`` is ``momentum=0.01``.
+        activation: what follows, in the same sweep: ``"relu"``, ``"silu"``, an :class:`Epilogue`. The layer is
+            then no ``torch.nn.BatchNorm1d``, whose converters would drop it.
 
     Shape:
         (N, C) or (N, C, L) to the same; γ, β and the running averages are (C,).
@@ -37,7 +59,13 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     [0.0, 0.0, 0.0]
     """
 
-    forms = ("(N, C)", "(N, C, L)")
+    forms, fused = FusedBatchNorm1d.forms, FusedBatchNorm1d
+
+
+class FusedBatchNorm2d(_BatchNorm, _NormBase):
+    """What ``BatchNorm2d(…, activation=…)`` makes: the same layer, but no ``torch.nn.BatchNorm2d``."""
+
+    forms = ("(N, C, H, W)",)
 
 
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
@@ -54,7 +82,13 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     torch.Size([2, 3, 4, 4])
     """
 
-    forms = ("(N, C, H, W)",)
+    forms, fused = FusedBatchNorm2d.forms, FusedBatchNorm2d
+
+
+class FusedBatchNorm3d(_BatchNorm, _NormBase):
+    """What ``BatchNorm3d(…, activation=…)`` makes: the same layer, but no ``torch.nn.BatchNorm3d``."""
+
+    forms = ("(N, C, D, H, W)",)
 
 
 class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
@@ -71,4 +105,4 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     torch.Size([2, 3, 4, 4, 4])
     """
 
-    forms = ("(N, C, D, H, W)",)
+    forms, fused = FusedBatchNorm3d.forms, FusedBatchNorm3d

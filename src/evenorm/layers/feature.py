@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from evenorm.affine import Affine, Cast
-from evenorm.layers.layer import Layer
+from evenorm.epilogue import Epilogue
+from evenorm.layers.layer import Layer, naming
 from evenorm.pattern import Pattern
 
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm", "RMSNorm2d"]
@@ -40,8 +41,20 @@ class LayerNorm(Layer, nn.LayerNorm):
     torch.Size([2, 3, 8])
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | Epilogue | None = None,
+    ) -> None:
+        with naming(type(self).__name__):
+            self.epilogue = Epilogue.of(activation)
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.pattern, axes = _last_axes(self.normalized_shape)
         self.scaling = Affine(axes)
         self.validate()
@@ -80,8 +93,11 @@ class RMSNorm(Layer, nn.RMSNorm):
         *,
         weight_offset: float = 0.0,
         cast: Cast = "after",
+        activation: str | Epilogue | None = None,
     ) -> None:
-        self.scaling = Affine((), weight_offset, cast)
+        with naming(type(self).__name__):
+            self.epilogue = Epilogue.of(activation)
+            self.scaling = Affine((), weight_offset, cast)
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
         self.pattern, axes = self._axes()
         self.scaling = Affine(axes, weight_offset, cast)
@@ -120,8 +136,20 @@ class LayerNorm2d(Layer, nn.LayerNorm):
     scaling = Affine("c")
     forms = ("(N, C, H, W)",)
 
-    def __init__(self, num_channels: int, eps: float = 1e-6, *args: Any, **kwargs: Any) -> None:
-        super().__init__(num_channels, eps, *args, **kwargs)
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-6,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | Epilogue | None = None,
+    ) -> None:
+        with naming(type(self).__name__):
+            self.epilogue = Epilogue.of(activation)
+        super().__init__(num_channels, eps, elementwise_affine, bias, device, dtype)
         self.pattern = Pattern.parse("n [c] h w", c=num_channels)
         self.validate()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from evenorm.affine import Affine
+from evenorm.epilogue import Epilogue
 from evenorm.functional import compute, remember
 from evenorm.layers.layer import BatchLayer
 from evenorm.moments import Moments
@@ -35,6 +36,7 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         *,
         bias: bool = True,
         decay: float | None = None,
+        activation: str | Epilogue | None = None,
     ) -> None:
         if not isinstance(virtual_batch_size, int) or virtual_batch_size < 1:
             raise ValueError(
@@ -43,14 +45,24 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         self.virtual_batch_size = virtual_batch_size
         self.pattern = Pattern.parse("(k [n]) c [...]", n=virtual_batch_size)
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, decay=decay
+            *(num_features, eps, momentum, affine, track_running_stats, device, dtype),
+            bias=bias,
+            decay=decay,
+            activation=activation,
         )
 
-    def normalize(self, input: Tensor, recipe: Recipe, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def normalize(
+        self,
+        input: Tensor,
+        recipe: Recipe,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:
         """The whole chunks in one call, a short last chunk in another; the history sees all of them at once."""
         tail = self._tail(input)
         if not tail or (self.history is not None and recipe.statistics.remembers(self.training)):
-            return super().normalize(input, recipe, weight, bias)
+            return super().normalize(input, recipe, weight, bias, residual)
         whole, rest = slice(None, -tail), slice(-tail, None)
         parts = [(recipe, whole)] if input.shape[0] > tail else []
         parts.append((replace(recipe, pattern=recipe.pattern.with_sizes(n=tail)), rest))
@@ -61,18 +73,26 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         results = []
         for part, rows in parts:
             scale, shift = (p[rows] if p is not None and per_sample else p for p in (weight, bias))
-            results.append(compute(part, input[rows], scale, shift, None, self))
-        if self.training and self.history is not None:
-            remember(recipe, self.history, Moments.concatenated(m for _, m in results if m is not None))
+            added = None if residual is None else residual[rows]
+            results.append(
+                compute(
+                    *(part, input[rows], scale, shift, self),
+                    residual=added,
+                    given=None,
+                    observing=self.history if self.training else None,
+                )
+            )
+        moments = [m for _, m in results if m is not None]
+        if moments and self.history is not None:
+            remember(recipe, self.history, Moments.concatenated(moments))
         return torch.cat([y for y, _ in results])
 
-    def check(self, input: Tensor, recipe: Recipe) -> None:
-        """As every layer; the short last chunk must have values enough too."""
+    def smallest(self, input: Tensor, recipe: Recipe) -> tuple[Pattern, tuple[int, ...]]:
+        """The short last chunk, if there is one."""
         tail = self._tail(input)
-        if tail:
-            short = replace(recipe, pattern=recipe.pattern.with_sizes(n=tail))
-            return super().check(input[-tail:], short)
-        return super().check(input, recipe)
+        if not tail:
+            return super().smallest(input, recipe)
+        return recipe.pattern.with_sizes(n=tail), (tail, *input.shape[1:])
 
     def _given_axes(self, recipe: Recipe, input: Tensor, given: Tensor) -> tuple[str, ...]:
         # Chunks of one divide every batch, and have the same axes.

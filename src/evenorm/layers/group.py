@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from evenorm.affine import Affine
-from evenorm.layers.layer import Layer
+from evenorm.epilogue import Epilogue
+from evenorm.layers.layer import Layer, naming
 from evenorm.pattern import Pattern
 
 __all__ = ["GroupNorm"]
@@ -22,6 +23,7 @@ class GroupNorm(Layer, nn.GroupNorm):
 
     Args:
         num_groups, num_channels, eps, affine, device, dtype, bias: as ``torch.nn.GroupNorm``.
+        activation: what follows, in the same sweep.
 
     Shape:
         (N, C, …) to the same, any memory format; γ and β are (C,).
@@ -36,11 +38,24 @@ class GroupNorm(Layer, nn.GroupNorm):
     scaling = Affine("g c")
     least_values = 2
 
-    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        activation: str | Epilogue | None = None,
+    ) -> None:
         if num_groups < 1 or num_channels % num_groups:
             raise ValueError(
                 f"GroupNorm: num_groups must divide num_channels, got {num_groups} groups and {num_channels} channels"
             )
-        super().__init__(num_groups, num_channels, eps, *args, **kwargs)
+        with naming("GroupNorm"):
+            self.epilogue = Epilogue.of(activation)
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
         self.pattern = Pattern.parse("n (g [c]) [...]", g=num_groups, c=num_channels // num_groups)
         self.validate()

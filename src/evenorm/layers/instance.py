@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from evenorm.affine import Affine
+from evenorm.epilogue import Epilogue
 from evenorm.layers.layer import BatchLayer
 from evenorm.pattern import Pattern
 from evenorm.statistics import Batch, Statistics
@@ -29,21 +30,25 @@ class _InstanceNorm(BatchLayer):
         *,
         bias: bool = True,
         decay: float | None = None,
+        activation: str | Epilogue | None = None,
     ) -> None:
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, decay=decay
+            *(num_features, eps, momentum, affine, track_running_stats, device, dtype),
+            bias=bias,
+            decay=decay,
+            activation=activation,
         )
 
     @property
     def statistics(self) -> Statistics:  # type: ignore[override]
         """As batch normalization's; but torch's layer ignores running averages that it does not track."""
-        return super().statistics if self.track_running_stats else Batch()
+        return Batch() if self.running_mean is None or not self.track_running_stats else self.averaging
 
-    def forward(self, input: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """Normalize; one sample may come without its batch axis, as torch's layer takes it."""
-        if isinstance(input, Tensor) and input.dim() == self.forms[0].count(","):
-            return super().forward(input[None], scale=scale, shift=shift)[0]
-        return super().forward(input, scale=scale, shift=shift)
+    def _call(self, input: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> Tensor:
+        # One sample may come without its batch axis, as torch's layer takes it.
+        if input.dim() == self.forms[0].count(","):
+            return super()._call(input[None], scale, shift, None if residual is None else residual[None])[0]
+        return super()._call(input, scale, shift, residual)
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from math import prod
@@ -13,12 +15,13 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from evenorm.affine import Affine
+from evenorm.epilogue import Epilogue
 from evenorm.functional import run
-from evenorm.pattern import Pattern
+from evenorm.pattern import Pattern, PatternError
 from evenorm.recipe import Recipe
 from evenorm.statistics import Batch, Cumulative, History, Running, Statistics
 
-__all__ = ["BatchLayer", "Layer"]
+__all__ = ["BatchLayer", "Layer", "naming"]
 
 
 class Layer(nn.Module):
@@ -42,6 +45,7 @@ class Layer(nn.Module):
     centered: bool = True
     statistics: Statistics = Batch()
     history_axes: tuple[str, ...] = ()
+    epilogue: Epilogue = Epilogue()
 
     # Torch's layers declare these; Any agrees with all of them.
     eps: Any
@@ -61,6 +65,7 @@ class Layer(nn.Module):
                 self.history_axes,
                 self.scaling,
                 self.eps,
+                self.epilogue,
                 self.kernel,
             )
         except ValueError as fault:
@@ -75,31 +80,84 @@ class Layer(nn.Module):
         """Refuse bad settings when the layer is made: every constructor's last line."""
         str(self.recipe)
 
-    def forward(self, input: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """Normalize."""
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalize.
+
+        Args:
+            scale, shift: weight and bias of this call.
+            residual: added to the normalized values before the activation; or, with
+                ``Epilogue(residual="before")``, to the input.
+
+        Returns:
+            y; with a residual added before the normalization y and the sum.
+        """
         if isinstance(input, Proxy):
             # torch.fx keeps the layer whole, as it keeps torch's own.
-            options = {k: v for k, v in (("scale", scale), ("shift", shift)) if v is not None}
+            options = {"scale": scale, "shift": shift, "residual": residual}
+            given = {name: value for name, value in options.items() if value is not None}
             tracer: Any = input.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), options)
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
+        if residual is not None and self.epilogue.residual == "before":
+            total = input + residual
+            return self._call(total, scale, shift, None), total
+        return self._call(input, scale, shift, residual)
+
+    def _call(self, input: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> Tensor:
         recipe, weight, bias = self.recipe, self.weight, self.bias
         self.check(input, recipe)
         if scale is not None or shift is not None:
             recipe, weight, bias = self._given(recipe, input, scale, shift), scale, shift
-        return self.normalize(input, recipe, weight, bias)
+        return self.normalize(input, recipe, weight, bias, residual)
 
-    def normalize(self, input: Tensor, recipe: Recipe, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def normalize(
+        self,
+        input: Tensor,
+        recipe: Recipe,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:
         """One call of the engine."""
-        return run(recipe, input, weight, bias, self.history, self.training, self)
+        return run(recipe, input, weight, bias, self.history, self.training, self, residual)
+
+    def extra_repr(self) -> str:
+        """Torch's, and the activation if there is one."""
+        own = super().extra_repr()
+        return own if self.epilogue.activation == "identity" else f"{own}, activation={self.epilogue}"
 
     def check(self, input: Tensor, recipe: Recipe) -> None:
         """Refuse a shape that the layer does not take, before anything is written."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return
+        traced = torch.compiler.is_compiling()
+        find = _shape_fault if traced else _cached_shape_fault
+        fault = find(self.forms, getattr(self, "num_features", None), input.shape)
         remembers = self.history is not None and recipe.statistics.remembers(self.training)
-        least = 1 if remembers else self.least_values
-        find = _fault if torch.compiler.is_compiling() else _cached_fault
-        fault = find(self.forms, getattr(self, "num_features", None), least, recipe.pattern, input.shape)
+        if fault is None and self.least_values > 1 and not remembers and 0 not in input.shape:
+            count = _values if traced else _cached_values
+            try:
+                values = count(*self.smallest(input, recipe))
+            except PatternError as wrong:
+                raise wrong.named(self) from None
+            if values < self.least_values:
+                fault = (
+                    f"expected at least {self.least_values} values per statistic, got {values} from shape "
+                    f"{tuple(input.shape)}: the variance of one value is 0. Use a larger batch, or a normalizer that "
+                    f"does not need one (LayerNorm)"
+                )
         if fault is not None:
             raise ValueError(f"{self}: {fault}")
+
+    def smallest(self, input: Tensor, recipe: Recipe) -> tuple[Pattern, tuple[int, ...]]:
+        """Pattern and shape of the part of the input that has the fewest values per statistic."""
+        return recipe.pattern, input.shape
 
     def _given(self, recipe: Recipe, input: Tensor, scale: Tensor | None, shift: Tensor | None) -> Recipe:
         """The recipe with the affine that the call brings."""
@@ -135,23 +193,33 @@ class Layer(nn.Module):
 _cached_recipe = lru_cache(maxsize=1024)(Recipe)
 
 
-def _fault(
-    forms: tuple[str, ...], channels: int | None, least: int, pattern: Pattern, shape: tuple[int, ...]
-) -> str | None:
+def _shape_fault(forms: tuple[str, ...], channels: int | None, shape: tuple[int, ...]) -> str | None:
     """What is wrong with an input's shape, if anything."""
     if forms and len(shape) not in [form.count(",") + 1 for form in forms]:
         return f"expected {' or '.join(forms)}, got {len(shape)} axes: shape {tuple(shape)}"
     if channels is not None and shape[1] != channels:
         return f"expected {channels} channels on axis 1, got {shape[1]} in shape {tuple(shape)}"
-    if least > 1 and 0 not in shape and pattern.bind(shape).count < least:
-        return (
-            f"expected at least {least} values per statistic, got 1 from shape {tuple(shape)}: the variance of "
-            f"one value is 0. Use a larger batch, or a normalizer that does not need one (LayerNorm)"
-        )
     return None
 
 
-_cached_fault = lru_cache(maxsize=4096)(_fault)
+def _values(pattern: Pattern, shape: tuple[int, ...]) -> int:
+    """Values per statistic."""
+    return pattern.bind(shape).count
+
+
+_cached_shape_fault = lru_cache(maxsize=4096)(_shape_fault)
+_cached_values = lru_cache(maxsize=4096)(_values)
+
+
+@contextmanager
+def naming(layer: str) -> Iterator[None]:
+    """Put the layer's name in front of what is wrong with its arguments."""
+    try:
+        yield
+    except PatternError as fault:
+        raise fault.named(layer) from None
+    except ValueError as fault:
+        raise ValueError(f"{layer}: {fault}") from None
 
 
 class BatchLayer(Layer):
@@ -176,14 +244,18 @@ class BatchLayer(Layer):
         *,
         bias: bool = True,
         decay: float | None = None,
+        activation: str | Epilogue | None = None,
     ) -> None:
-        if decay is not None:
-            momentum = Running(decay=decay).momentum
+        with naming(type(self).__name__):
+            self.epilogue = Epilogue.of(activation)
+            given = None if decay is None else Running(decay=decay).momentum
+        if given is not None:
+            momentum = given
         elif momentum is not None and 0.9 <= momentum < 1:
             warnings.warn(
                 f"{type(self).__name__}: momentum={momentum} keeps {1 - momentum:.3g} of the past at each step "
                 f"(torch's convention). If {momentum} of the past should stay, write decay={momentum}",
-                stacklevel=2,
+                stacklevel=2 + (type(self).__init__ is not BatchLayer.__init__),
             )
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.validate()
@@ -193,6 +265,11 @@ class BatchLayer(Layer):
         """Where mean and variance come from, read from the attributes."""
         if self.running_mean is None or (self.training and not self.track_running_stats):
             return Batch()
+        return self.averaging
+
+    @property
+    def averaging(self) -> Statistics:
+        """The running average that ``momentum`` asks for."""
         return Cumulative() if self.momentum is None else Running(self.momentum)
 
     @property

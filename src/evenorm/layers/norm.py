@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from evenorm.affine import Affine
-from evenorm.layers.layer import Layer
+from evenorm.epilogue import Epilogue
+from evenorm.layers.layer import Layer, naming
 from evenorm.pattern import Pattern, PatternError
 from evenorm.statistics import Batch, History, Statistics
 
@@ -29,6 +30,7 @@ class Norm(Layer):
         eps: added to the variance.
         statistics: where mean and variance come from; this batch unless given.
         history: the axes that running statistics keep; unless given, the kept axes whose size is known.
+        activation: what follows, in the same sweep.
         device, dtype: of the parameters. Histories are float32 at the least.
         sizes: sizes of named axes, ``g=8, c=4``.
 
@@ -58,29 +60,32 @@ class Norm(Layer):
         eps: float | None = 1e-5,
         statistics: Statistics | None = None,
         history: str = "",
+        activation: str | Epilogue | None = None,
         device: Any = None,
         dtype: Any = None,
         **sizes: int,
     ) -> None:
         super().__init__()
-        self.pattern = Pattern.parse(pattern, **sizes) if isinstance(pattern, str) else pattern.with_sizes(**sizes)
-        known = {
-            f.name: f.size for axis in self.pattern.axes if all(f.size for f in axis.factors) for f in axis.factors
-        }
-        if affine is None or isinstance(affine, Affine):
-            self.scaling = affine or Affine()
-        else:
-            self.scaling = Affine(affine or tuple(known))
-        self.centered, self.eps = centered, eps
-        self.statistics = statistics or Batch()
-        kept = tuple(f.name for f in self.pattern.factors if not f.reduced and f.name in known)
-        self.history_axes = (tuple(history.split()) or kept) if self.statistics.remembers(training=False) else ()
-        shape = self._sizes(self.scaling.axes)
-        own = bool(self.scaling.axes)
-        start = torch.full(shape, 1.0 - self.scaling.offset, device=device, dtype=dtype)
-        self.weight = nn.Parameter(start) if own else None
-        self.bias = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)) if own and bias else None
-        self._remember(device)
+        with naming("Norm"):
+            self.epilogue = Epilogue.of(activation)
+            self.pattern = Pattern.parse(pattern, **sizes) if isinstance(pattern, str) else pattern.with_sizes(**sizes)
+            known = {
+                f.name: f.size for axis in self.pattern.axes if all(f.size for f in axis.factors) for f in axis.factors
+            }
+            if affine is None or isinstance(affine, Affine):
+                self.scaling = affine or Affine()
+            else:
+                self.scaling = Affine(affine or tuple(known))
+            self.centered, self.eps = centered, eps
+            self.statistics = statistics or Batch()
+            kept = tuple(f.name for f in self.pattern.factors if not f.reduced and f.name in known)
+            self.history_axes = (tuple(history.split()) or kept) if self.statistics.remembers(training=False) else ()
+            shape = self._sizes(self.scaling.axes)
+            own = bool(self.scaling.axes)
+            start = torch.full(shape, 1.0 - self.scaling.offset, device=device, dtype=dtype)
+            self.weight = nn.Parameter(start) if own else None
+            self.bias = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)) if own and bias else None
+            self._remember(device)
         self.validate()
 
     def _remember(self, device: Any) -> None:
@@ -101,7 +106,7 @@ class Norm(Layer):
         for name in axes:
             if not sizes.get(name):
                 raise PatternError(
-                    f"Norm: weight, bias and history need the size of {name!r}; give it, for example {name}=64",
+                    f"weight, bias and history need the size of {name!r}; give it, for example {name}=64",
                     self.pattern.text,
                 )
         return tuple(size for name in axes if (size := sizes[name]))
@@ -127,4 +132,6 @@ class Norm(Layer):
             parts.append(f"eps={self.eps}")
         if not isinstance(self.statistics, Batch):
             parts.append(f"statistics={self.statistics!r}")
+        if self.epilogue.activation != "identity":
+            parts.append(f"activation={self.epilogue}")
         return ", ".join(parts)
