@@ -1,14 +1,13 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include "call.hpp"
+#include "isa.hpp"
 
 namespace nb = nanobind;
 using namespace evenorm;
-
-namespace evenorm {
-extern const Verbs baseline_verbs;
-}
 
 namespace {
 
@@ -24,8 +23,6 @@ Dtype dtype_of(int code) {
   if (code < 0 || code > 3) throw nb::value_error("dtype: expected 0 to 3, see DTYPES");
   return static_cast<Dtype>(code);
 }
-
-const Verbs& verbs() { return baseline_verbs; }
 
 void moments(const Plan& plan, int dtype, Pointer x, bool centered, Pointer mean, Pointer m2) {
   Call call{plan, dtype_of(dtype)};
@@ -157,6 +154,10 @@ NB_MODULE(_cpu, m) {
       .def_ro("statistics", &Plan::statistics, "batch * group")
       .def_ro("values", &Plan::values, "outer * inner: values per statistic")
       .def_ro("parameters", &Plan::parameters, "numel / stretch * count");
+
+  m.def("isas", &isas, "The instruction sets of this build that this processor has, the best last.");
+  m.def("isa", &isa, "The instruction set in use.");
+  m.def("set_isa", &set_isa, nb::arg("name"), "Use one of isas(); ValueError for another name.");
 
   m.def("moments", &moments, Free(), nb::arg("plan"), nb::arg("dtype"), nb::arg("x"),
         nb::arg("centered"), nb::arg("mean"), nb::arg("m2"),

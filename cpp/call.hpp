@@ -31,7 +31,6 @@ struct Call {
 };
 
 struct Verbs {
-  const char* isa;
   void (*moments)(const Call&);
   void (*apply)(const Call&);
   void (*grad_sums)(const Call&);

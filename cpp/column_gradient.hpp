@@ -1,0 +1,176 @@
+// Where inner is short: the backward sums, of statistics and of parameters, and the fused backward.
+#pragma once
+
+#include "column_sums.hpp"
+#include "columns.hpp"
+
+namespace evenorm::EVENORM_ISA {
+
+template <class T>
+class ColumnGradient : public Columns<T> {
+  using Base = Columns<T>;
+  using typename Base::Place;
+  using typename Base::R;
+  using typename Base::Range;
+  using Base::call_;
+  using Base::cut_;
+  using Base::dy_;
+  using Base::offset;
+  using Base::out_;
+  using Base::parameters_;
+  using Base::plan_;
+  using Base::row_;
+  using Base::tail_;
+  using Base::x_;
+
+ public:
+  explicit ColumnGradient(const Call& call)
+      : Base(call), wants_parameters_(call.dweight || call.dbias),
+        parts_(cut_.pieces / cut_.pieces_per_part), room_(Slab<R>::rounded(cut_.block)),
+        by_row_(wants_parameters_ && plan_.by_row ? plan_.batch * plan_.outer * cut_.blocks : 0),
+        by_column_(wants_parameters_ && !plan_.by_row
+                       ? plan_.batch * cut_.blocks * parts_ * 2 * room_
+                       : 0) {}
+
+  // Sums, and the input's gradient where one is asked for.
+  void sums() {
+    auto prepare = [&](const Place& p, Slab<R>& slab) { this->given(p, slab, false); };
+    auto first = [&](const Place& p, Size piece, Slab<R>& slab) { sums(p, piece, slab); };
+    auto done = [&](const Place& p, Slab<R>& slab) { finish(p, slab); };
+    if (out_) {
+      this->sweep(prepare, first, done, [&](const Place& p, Size piece, Slab<R>& slab) {
+        Base::grad_input(p, piece, slab);
+      });
+    } else {
+      this->sweep(prepare, first, done, nullptr);
+    }
+    if (wants_parameters_) plan_.by_row ? collect_rows() : collect_columns();
+  }
+
+ private:
+  void sums(const Place& p, Size piece, Slab<R>& slab) {
+    Range range = this->rows(piece);
+    double* plain = slab.partial + 2 * piece * slab.room;
+    for (Size k = 0; k < 2 * slab.room; ++k) plain[k] = 0;
+    for (Size r = range.first; r < range.stop; r += kTileRows) {
+      Range tile{r, r + kTileRows < range.stop ? r + kTileRows : range.stop};
+      clear_chains(slab);
+      for (Size row = tile.first; row < tile.stop; ++row) add(p, row, slab);
+      flush_chains(p.width, slab, plain, plain + slab.room,
+                   [&](Size k) { return column(p, tile, slab, k); });
+    }
+  }
+
+  void add(const Place& p, Size row, Slab<R>& slab) {
+    const T* dy = dy_ + offset(plan_.dy, p, row);
+    const T* x = x_ + offset(plan_.x, p, row);
+    if (!plan_.by_row) return add_row(dy, x, p.width, slab);
+    R w = parameters_.weight(this->index(p, row));
+    GradSums sum = add_weighted_row(dy, x, p.width, slab, w);
+    if (!wants_parameters_) return;
+    by_row_[(p.batch * plan_.outer + row) * cut_.blocks + p.number % cut_.blocks] = sum;
+  }
+
+  // A column in float64.
+  GradSums column(const Place& p, const Range& tile, const Slab<R>& slab, Size k) const {
+    GradSums sum;
+    for (Size row = tile.first; row < tile.stop; ++row) {
+      double d = double(scalar(dy_[offset(plan_.dy, p, row) + k]));
+      if (plan_.by_row) d *= double(parameters_.weight(this->index(p, row)));
+      sum.add({d, d * slab.xhat(double(scalar(x_[offset(plan_.x, p, row) + k])), k)});
+    }
+    return sum;
+  }
+
+  // Sums of pieces into those of parts and of statistics.
+  void finish(const Place& p, Slab<R>& slab) {
+    Size each = cut_.pieces_per_part;
+    for (Size part = 0; part < parts_; ++part) {
+      double* total = slab.partial + 2 * part * each * slab.room;
+      for (Size piece = 1; piece < each; ++piece) {
+        const double* more = total + 2 * piece * slab.room;
+        for (Size k = 0; k < 2 * slab.room; ++k) total[k] += more[k];
+      }
+      if (tail_ && part + 1 == parts_) add_tail(p, slab, total);
+      if (wants_parameters_ && !plan_.by_row) {
+        double* kept = by_column_.get() + (p.number * parts_ + part) * 2 * room_;
+        for (Size k = 0; k < 2 * slab.room; ++k) kept[k] = total[k];
+      }
+    }
+    *slab.odds = 0;
+    this->each_group(p, [&](Size s, Size g) {
+      GradSums sum = group_sums(p, slab, g);
+      if (call_.s1) call_.s1[s] = sum.plain;
+      if (call_.s2) call_.s2[s] = sum.normalized;
+      double n = double(plan_.values);
+      this->set(slab, g, this->given(s), {call_.centered ? sum.plain / n : 0, sum.normalized / n});
+    });
+  }
+
+  void add_tail(const Place& p, const Slab<R>& slab, double* total) const {
+    const T* dy = dy_ + offset(plan_.dy, p, cut_.rows);
+    const T* x = x_ + offset(plan_.x, p, cut_.rows);
+    for (Size k = 0; k < tail_ * row_; ++k) {
+      double d = double(scalar(dy[k]));
+      total[k] += d;
+      total[slab.room + k] += d * slab.xhat(double(scalar(x[k])), k);
+    }
+  }
+
+  GradSums group_sums(const Place& p, const Slab<R>& slab, Size group) const {
+    GradSums sum;
+    for (Size part = 0; part < parts_; ++part) {
+      const double* total = slab.partial + 2 * part * cut_.pieces_per_part * slab.room;
+      Size index = this->index(p, part * cut_.part);
+      for (Size f = 0; f < cut_.fold; ++f) {
+        for (Size i = 0; i < plan_.inner; ++i) {
+          Size k = f * row_ + group * plan_.inner + i;
+          double w = parameters_.by_element() ? double(parameters_.weight(index + k)) : 1;
+          sum.add({total[k], total[slab.room + k]}, w);
+        }
+      }
+    }
+    return sum;
+  }
+
+  void collect_columns() {
+    Size n = parameters_.entries();
+    Buffer<double> entries(2 * n);
+    for (Size k = 0; k < 2 * n; ++k) entries[k] = 0;
+    for (Size number = 0; number < plan_.batch * cut_.blocks; ++number) {
+      Place p = this->place(number);
+      for (Size part = 0; part < parts_; ++part) {
+        const double* total = by_column_.get() + (number * parts_ + part) * 2 * room_;
+        Size index = this->index(p, part * cut_.part);
+        for (Size k = 0; k < p.width; ++k) entries[index + k] += total[room_ + k];
+        for (Size k = 0; k < p.width; ++k) entries[n + index + k] += total[k];
+      }
+    }
+    parameters_.collect(entries.get(), call_.dweight);
+    parameters_.collect(entries.get() + n, call_.dbias);
+  }
+
+  void collect_rows() {
+    double* dw = call_.dweight;
+    double* db = call_.dbias;
+    for (Size k = 0; k < plan_.parameters; ++k) {
+      if (dw) dw[k] = 0;
+      if (db) db[k] = 0;
+    }
+    for (Size row = 0; row < plan_.batch * plan_.outer; ++row) {
+      Size index = parameters_.index(row * row_);
+      for (Size block = 0; block < cut_.blocks; ++block) {
+        const GradSums& sum = by_row_[row * cut_.blocks + block];
+        if (dw) dw[index] += sum.normalized;
+        if (db) db[index] += sum.plain;
+      }
+    }
+  }
+
+  bool wants_parameters_;
+  Size parts_, room_;
+  Buffer<GradSums> by_row_;
+  Buffer<double> by_column_;
+};
+
+}  // namespace evenorm::EVENORM_ISA

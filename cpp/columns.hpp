@@ -1,0 +1,255 @@
+// Where inner is short: dense rows, reduced column by column; columns then merge into groups.
+#pragma once
+
+#include "column_moments.hpp"
+#include "column_rows.hpp"
+#include "parameters.hpp"
+#include "sweep.hpp"
+
+namespace evenorm::EVENORM_ISA {
+
+template <class V>
+constexpr bool is_null = std::is_same_v<V, std::nullptr_t>;
+
+template <class T>
+class Columns {
+ public:
+  explicit Columns(const Call& call)
+      : call_(call), plan_(call.plan), cut_(call.plan.column), parameters_(call),
+        x_(static_cast<const T*>(call.x)), dy_(static_cast<const T*>(call.dy)),
+        out_(static_cast<T*>(call.out)), row_(plan_.group * plan_.inner),
+        tail_(plan_.outer % cut_.fold) {}
+
+  void moments() {
+    sweep(nullptr, [&](const Place& p, Size piece, Slab<R>& slab) { moments(p, piece, slab); },
+          [&](const Place& p, Slab<R>& slab) { finish_moments(p, slab); }, nullptr);
+  }
+
+  void apply() {
+    sweep([&](const Place& p, Slab<R>& slab) { given(p, slab, false); }, nullptr, nullptr,
+          [&](const Place& p, Size piece, Slab<R>& slab) { apply(p, piece, slab); });
+  }
+
+  void forward() {
+    sweep(nullptr, [&](const Place& p, Size piece, Slab<R>& slab) { moments(p, piece, slab); },
+          [&](const Place& p, Slab<R>& slab) { finish_moments(p, slab); },
+          [&](const Place& p, Size piece, Slab<R>& slab) { apply(p, piece, slab); });
+  }
+
+  void grad_input() {
+    sweep([&](const Place& p, Slab<R>& slab) { given(p, slab, true); }, nullptr, nullptr,
+          [&](const Place& p, Size piece, Slab<R>& slab) { grad_input(p, piece, slab); });
+  }
+
+ protected:
+  using R = Real<T>;
+
+  // A slab: columns [first, first + width) of the folded rows of one batch index.
+  struct Place {
+    Size number, batch, first, width;
+  };
+  struct Range {
+    Size first, stop;
+  };
+
+  Place place(Size number) const {
+    Size first = number % cut_.blocks * cut_.block, left = cut_.width - first;
+    return {number, number / cut_.blocks, first, left < cut_.block ? left : cut_.block};
+  }
+
+  // Rows of a piece.
+  Range rows(Size piece) const {
+    Size part = piece / cut_.pieces_per_part;
+    Size first = part * cut_.part + piece % cut_.pieces_per_part * cut_.piece;
+    Size stop = (part + 1) * cut_.part;
+    if (stop > cut_.rows) stop = cut_.rows;
+    return {first, first + cut_.piece < stop ? first + cut_.piece : stop};
+  }
+
+  Size offset(const Strides& strides, const Place& p, Size row) const {
+    return p.batch * strides.batch + row * cut_.fold * strides.outer + p.first;
+  }
+
+  // The parameter of a row, or the entry of its first column.
+  Size index(const Place& p, Size row) const {
+    Size flat = offset(plan_.dense, p, row);
+    if (!parameters_.by_element()) return parameters_.index(flat);
+    return flat / plan_.stretch * plan_.period + p.first;
+  }
+
+  // Calls f(row, width) for the rows of a piece, after the last one for the short rest of folding.
+  template <class F>
+  void each_row(const Place& p, Size piece, F&& f) const {
+    Range range = rows(piece);
+    for (Size r = range.first; r < range.stop; ++r) f(r, p.width);
+    if (tail_ && range.stop == cut_.rows) f(cut_.rows, tail_ * row_);
+  }
+
+  // Calls f(statistic, group) for the groups of a slab.
+  template <class F>
+  void each_group(const Place& p, F&& f) const {
+    Size first = p.first / plan_.inner, count = p.width / cut_.fold / plan_.inner;
+    for (Size g = 0; g < count; ++g) f(p.batch * plan_.group + first + g, g);
+  }
+
+  void set(Slab<R>& slab, Size group, const Center& center, const Pull& pull) const {
+    for (Size f = 0; f < cut_.fold; ++f) {
+      for (Size i = 0; i < plan_.inner; ++i) {
+        slab.set(f * row_ + group * plan_.inner + i, center, pull);
+      }
+    }
+  }
+
+  Center center(double mean, double m2) const {
+    return {mean, 1 / std::sqrt(m2 / double(plan_.values) + call_.eps)};
+  }
+  Center given(Size s) const {
+    double mean = call_.mean ? call_.mean[s] : 0;
+    return call_.rstd ? Center{mean, call_.rstd[s]} : center(mean, call_.m2[s]);
+  }
+  void given(const Place& p, Slab<R>& slab, bool pulled) const {
+    *slab.odds = 0;
+    each_group(p, [&](Size s, Size g) {
+      Pull pull;
+      if (pulled) pull = {call_.s1 ? call_.s1[s] : 0, call_.s2 ? call_.s2[s] : 0};
+      set(slab, g, given(s), pull);
+    });
+  }
+
+  // prepare(place, slab), first(place, piece, slab), done(place, slab), second(place, piece, slab), each of
+  // which may be null. A slab's steps follow one another while it lies in the cache, unless there are too
+  // few slabs for the threads.
+  template <class Prepare, class First, class Done, class Second>
+  void sweep(const Prepare& prepare, const First& first, const Done& done, const Second& second) const {
+    int threads = threads_for(plan_.numel);
+    Size slabs = plan_.batch * cut_.blocks, pieces = cut_.pieces;
+    bool whole = threads == 1 || slabs >= kSlabsPerThread * threads;
+    Size partials = is_null<First> ? 0 : pieces;
+    Size shared = Slab<R>::shared(cut_.block, partials), own = Slab<R>::own(cut_.block);
+    Buffer<double> slab_memory((whole ? threads : slabs) * shared), thread_memory(threads * own);
+    auto slab_at = [&](Size index, int thread) {
+      return Slab<R>(slab_memory.get() + index * shared, thread_memory.get() + thread * own,
+                     cut_.block, partials);
+    };
+    if (whole) {
+      Size together = kTask * slabs / plan_.numel + 1;
+      parallel(threads, (slabs + together - 1) / together, [&](Size task, int thread) {
+        Size stop = (task + 1) * together < slabs ? (task + 1) * together : slabs;
+        Slab<R> slab = slab_at(thread, thread);
+        for (Size number = task * together; number < stop; ++number) {
+          Place p = place(number);
+          call(prepare, p, slab);
+          for (Size piece = 0; piece < pieces; ++piece) call(first, p, piece, slab);
+          call(done, p, slab);
+          // Backwards: what was read last is still in the cache.
+          for (Size piece = pieces; piece-- > 0;) call(second, p, piece, slab);
+        }
+      });
+      return;
+    }
+    auto each_slab = [&](const auto& step) {
+      if constexpr (is_null<std::decay_t<decltype(step)>>) return;
+      parallel(threads, slabs, [&](Size number, int thread) {
+        Slab<R> slab = slab_at(number, thread);
+        call(step, place(number), slab);
+      });
+    };
+    auto each_piece = [&](const auto& step) {
+      if constexpr (is_null<std::decay_t<decltype(step)>>) return;
+      parallel(threads, slabs * pieces, [&](Size task, int thread) {
+        Slab<R> slab = slab_at(task / pieces, thread);
+        call(step, place(task / pieces), task % pieces, slab);
+      });
+    };
+    each_slab(prepare);
+    each_piece(first);
+    each_slab(done);
+    each_piece(second);
+  }
+
+  template <class Step, class... Arguments>
+  static void call(const Step& step, Arguments&&... arguments) {
+    if constexpr (!is_null<Step>) step(arguments...);
+  }
+
+  void moments(const Place& p, Size piece, Slab<R>& slab) const {
+    Range range = rows(piece);
+    ColumnMoments to = partial(slab, piece);
+    to.count = 0;
+    for (Size k = 0; k < slab.room; ++k) to.mean[k] = to.m2[k] = 0;
+    merge_rows(x_ + offset(plan_.x, p, range.first), cut_.fold * plan_.x.outer,
+               range.stop - range.first, p.width, call_.centered, to);
+  }
+
+  ColumnMoments partial(const Slab<R>& slab, Size piece) const {
+    Range range = rows(piece);
+    double* memory = slab.partial + 2 * piece * slab.room;
+    return {double(range.stop - range.first), memory, memory + slab.room};
+  }
+
+  void finish_moments(const Place& p, Slab<R>& slab) const {
+    ColumnMoments all = partial(slab, 0);
+    for (Size piece = 1; piece < cut_.pieces; ++piece) {
+      merge_columns(partial(slab, piece), p.width, all);
+    }
+    *slab.odds = 0;
+    each_group(p, [&](Size s, Size g) {
+      Moments m = group_moments(p, all, g);
+      if (call_.mean) call_.mean[s] = m.mean;
+      if (call_.m2) call_.m2[s] = m.m2;
+      set(slab, g, center(m.mean, m.m2), {});
+    });
+  }
+
+  // Columns of equal counts: the M2 of their means times the count, and the sum of theirs.
+  Moments group_moments(const Place& p, const ColumnMoments& all, Size group) const {
+    Size at = group * plan_.inner;
+    Moments m{all.count, all.mean[at], all.m2[at]};
+    if (plan_.inner * cut_.fold > 1) {
+      m = {all.count * double(plan_.inner * cut_.fold), 0, 0};
+      if (call_.centered) {
+        Moments means = centered_in<double>(Chunk<double>{all.mean + at, row_, cut_.fold, plan_.inner});
+        m.mean = means.mean;
+        m.m2 = means.m2 * all.count;
+      }
+      for (Size f = 0; f < cut_.fold; ++f) {
+        for (Size i = 0; i < plan_.inner; ++i) m.m2 += all.m2[at + f * row_ + i];
+      }
+    }
+    if (tail_) {
+      const T* x = x_ + offset(plan_.x, p, cut_.rows) + at;
+      m.merge(moments_of(Chunk<T>{x, row_, tail_, plan_.inner}, call_.centered));
+    }
+    return m;
+  }
+
+  void apply(const Place& p, Size piece, const Slab<R>& slab) const {
+    each_row(p, piece, [&](Size r, Size width) {
+      Size flat = offset(plan_.dense, p, r);
+      with_scale<R>(parameters_, index(p, r), [&](const auto& scale) {
+        apply_row(x_ + offset(plan_.x, p, r), out_ + flat, width, slab, scale, call_.round_normalized);
+      });
+    });
+  }
+
+  void grad_input(const Place& p, Size piece, const Slab<R>& slab) const {
+    each_row(p, piece, [&](Size r, Size width) {
+      Size flat = offset(plan_.dense, p, r);
+      with_scale<R>(parameters_, index(p, r), [&](const auto& scale) {
+        grad_input_row(dy_ + offset(plan_.dy, p, r), x_ ? x_ + offset(plan_.x, p, r) : nullptr,
+                       out_ + flat, width, slab, scale);
+      });
+    });
+  }
+
+  const Call& call_;
+  const Plan& plan_;
+  const ColumnCut& cut_;
+  Parameters<R> parameters_;
+  const T* x_;
+  const T* dy_;
+  T* out_;
+  Size row_, tail_;
+};
+
+}  // namespace evenorm::EVENORM_ISA

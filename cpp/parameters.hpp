@@ -1,0 +1,129 @@
+// Weight and bias as the kernels read them: in the type that is computed in, offset added, and by element
+// where they change too often to be taken one at a time.
+#pragma once
+
+#include "buffer.hpp"
+#include "call.hpp"
+#include "element.hpp"
+
+namespace evenorm::EVENORM_ISA {
+
+template <class R>
+class Parameters {
+ public:
+  explicit Parameters(const Call& c)
+      : plan_(c.plan), by_element_(c.plan.by_element && (c.weight || c.bias || c.dweight || c.dbias)),
+        single_(!(c.weight || c.bias || c.dweight || c.dbias)),
+        entries_(by_element_ ? plan_.numel / plan_.stretch * plan_.period : plan_.parameters),
+        weights_(copies(c, c.weight, c.offset) || (!c.weight && by_element_) ? entries_ : 0),
+        biases_(copies(c, c.bias, 0) ? entries_ : 0) {
+    weight_ = prepare(c, c.weight, c.offset, weights_);
+    bias_ = prepare(c, c.bias, 0, biases_);
+    if (!c.weight && by_element_) {
+      for (Size i = 0; i < entries_; ++i) weights_[i] = 1;
+      weight_ = weights_.get();
+    }
+  }
+
+  // Whether parameters are taken by element; then there is always an array of weights.
+  bool by_element() const { return by_element_; }
+  Size entries() const { return entries_; }
+  const R* weight() const { return weight_; }
+  const R* bias() const { return bias_; }
+  R weight(Size index) const { return weight_ ? weight_[index] : R(1); }
+  R bias(Size index) const { return bias_ ? bias_[index] : R(0); }
+
+  // Index of the parameter, or of the entry, at a flat position.
+  Size index(Size flat) const {
+    if (single_) return 0;
+    Size row = flat / plan_.stretch;
+    if (by_element_) return row * plan_.period + flat % plan_.stretch % plan_.period;
+    return row * plan_.count + flat / plan_.span % plan_.count;
+  }
+
+  // Calls f(start, length, index) for the parts of [flat, flat + n) that one parameter, or one run of
+  // entries, covers.
+  template <class F>
+  void walk(Size flat, Size n, F&& f) const {
+    if (single_) {
+      f(Size{0}, n, Size{0});
+      return;
+    }
+    for (Size start = 0; start < n;) {
+      Size at = flat + start, left = plan_.stretch - at % plan_.stretch;
+      Size run = by_element_ ? plan_.period - at % plan_.stretch % plan_.period
+                             : plan_.span - at % plan_.span;
+      Size length = n - start;
+      length = length < left ? length : left;
+      length = length < run ? length : run;
+      f(start, length, index(at));
+      start += length;
+    }
+  }
+
+  // Sums of entries into sums of parameters.
+  void collect(const double* entries, double* result) const {
+    if (!result) return;
+    for (Size k = 0; k < plan_.parameters; ++k) result[k] = 0;
+    if (!by_element_) {
+      for (Size k = 0; k < plan_.parameters; ++k) result[k] = entries[k];
+      return;
+    }
+    each_entry([&](Size entry, Size parameter) { result[parameter] += entries[entry]; });
+  }
+
+ private:
+  bool copies(const Call& c, const void* source, double offset) const {
+    if (!source) return false;
+    bool same = c.parameter_dtype == (sizeof(R) == sizeof(float) ? Dtype::float32 : Dtype::float64);
+    bool as_is = !by_element_ || (plan_.span == 1 && plan_.period == plan_.count);
+    return !(same && offset == 0 && as_is);
+  }
+
+  template <class F>
+  void each_entry(F&& f) const {
+    for (Size row = 0; row < plan_.numel / plan_.stretch; ++row) {
+      Size base = row * plan_.count, entry = row * plan_.period;
+      for (Size j = 0, k = 0, used = 0; j < plan_.period; ++j) {
+        f(entry + j, base + k);
+        if (++used == plan_.span) {
+          used = 0;
+          if (++k == plan_.count) k = 0;
+        }
+      }
+    }
+  }
+
+  template <class P>
+  void fill(const P* source, double offset, R* to) const {
+    if (by_element_ && !(plan_.span == 1 && plan_.period == plan_.count)) {
+      each_entry([&](Size entry, Size k) { to[entry] = R(offset) + R(scalar(source[k])); });
+      return;
+    }
+    Vec<R> shift = splat<R>(R(offset));
+    each_vector<R>(entries_, [&](Size i, auto lanes) {
+      store<R, R>(to + i, load<R>(source + i, lanes) + shift, lanes);
+    });
+  }
+
+  const R* prepare(const Call& c, const void* source, double offset, Buffer<R>& buffer) const {
+    if (!source) return nullptr;
+    if (!buffer.get()) return static_cast<const R*>(source);
+    switch (c.parameter_dtype) {
+      case Dtype::float32: fill(static_cast<const float*>(source), offset, buffer.get()); break;
+      case Dtype::float64: fill(static_cast<const double*>(source), offset, buffer.get()); break;
+      case Dtype::bfloat16: fill(static_cast<const Bfloat16*>(source), offset, buffer.get()); break;
+      case Dtype::float16: fill(static_cast<const Float16*>(source), offset, buffer.get()); break;
+    }
+    return buffer.get();
+  }
+
+  const Plan& plan_;
+  bool by_element_, single_;
+  Size entries_;
+  Buffer<R> weights_, biases_;
+  const R* weight_ = nullptr;
+  const R* bias_ = nullptr;
+};
+
+}  // namespace evenorm::EVENORM_ISA

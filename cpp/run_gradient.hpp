@@ -1,0 +1,279 @@
+// Where inner is long: the backward sums, of statistics and of parameters, and the fused backward.
+#pragma once
+
+#include "runs.hpp"
+
+namespace evenorm::EVENORM_ISA {
+
+template <class T>
+class RunGradient : public Runs<T> {
+  using Base = Runs<T>;
+  using typename Base::R;
+  using Base::call_;
+  using Base::dy_;
+  using Base::given;
+  using Base::offset;
+  using Base::out_;
+  using Base::parameters_;
+  using Base::plan_;
+  using Base::x_;
+
+ public:
+  using Base::Base;
+
+  // Sums, and the input's gradient where one is asked for.
+  void sums() {
+    wants_parameters_ = call_.dweight || call_.dbias;
+    if (!parameters_.by_element()) {
+      one_by_one();
+    } else if (plan_.statistics <= kFew && plan_.outer == 1 && plan_.period % plan_.inner == 0) {
+      piece_by_piece();
+    } else {
+      block_by_block();
+    }
+  }
+
+ private:
+  static constexpr Size kFew = kLinks;
+
+  struct Partial : GradSums {
+    void merge(const GradSums& other) { this->add(other); }
+  };
+
+  Pull pull(Size s, const GradSums& sums) const {
+    if (call_.s1) call_.s1[s] = sums.plain;
+    if (call_.s2) call_.s2[s] = sums.normalized;
+    double n = double(plan_.values);
+    return {call_.centered ? sums.plain / n : 0, sums.normalized / n};
+  }
+
+  void input(Size s, Size piece, const Pull& pull) const {
+    if (out_) Base::grad_input(s, piece, given(s), pull);
+  }
+
+  // One parameter for long parts of runs: each part's sums have a slot, and parameters collect their slots.
+  void one_by_one() {
+    Size n = plan_.run.chunks_per_run > 1 ? plan_.run.length : plan_.inner;
+    bool single = plan_.span % plan_.inner == 0 ||
+                  (plan_.inner % plan_.span == 0 && plan_.span % n == 0 && plan_.stretch % plan_.span == 0);
+    Size per_chunk = single ? 1 : n / plan_.span + n / plan_.stretch + 3;
+    Size per_run = plan_.run.chunks_per_run * per_chunk;
+    Buffer<GradSums> slots(wants_parameters_ ? plan_.numel / plan_.inner * per_run : 0);
+    auto slot = [&](Size flat) {
+      return flat / plan_.inner * per_run + flat % plan_.inner / n * per_chunk;
+    };
+    this->template sweep<Partial>(
+        [&](Size s, Size piece) {
+          Partial sum;
+          Center center = given(s);
+          this->each_run(piece, [&](Size outer, Size start, Size length) {
+            const T* dy = dy_ + offset(plan_.dy, s, outer) + start;
+            const T* x = x_ + offset(plan_.x, s, outer) + start;
+            Size flat = offset(plan_.dense, s, outer) + start, next = slot(flat);
+            parameters_.walk(flat, length, [&](Size at, Size count, Size index) {
+              GradSums part = uniform(dy + at, x + at, count, center);
+              sum.add(part, double(parameters_.weight(index)));
+              if (wants_parameters_) slots[next++] = part;
+            });
+          });
+          return sum;
+        },
+        [&](Size s, const GradSums& sums) { return pull(s, sums); },
+        [&](Size s, Size piece, const Pull& p) { input(s, piece, p); });
+    if (wants_parameters_) collect(slots, n, slot);
+  }
+
+  GradSums uniform(const T* dy, const T* x, Size n, const Center& center) const {
+    GradSums part;
+    bool sound = center.narrow();
+    if (sound) {
+      part = grad_sums_in<R>(dy, x, n, center);
+      sound = part.finite();
+    }
+    return sound ? part : grad_sums_in<double>(dy, x, n, center);
+  }
+
+  template <class Slot>
+  void collect(Buffer<GradSums>& slots, Size chunk, const Slot& slot) {
+    double* dw = call_.dweight;
+    double* db = call_.dbias;
+    for (Size k = 0; k < plan_.parameters; ++k) {
+      if (dw) dw[k] = 0;
+      if (db) db[k] = 0;
+    }
+    for (Size run = 0; run < plan_.numel; run += plan_.inner) {
+      for (Size start = 0; start < plan_.inner; start += chunk) {
+        Size left = plan_.inner - start, next = slot(run + start);
+        parameters_.walk(run + start, left < chunk ? left : chunk, [&](Size, Size, Size index) {
+          if (dw) dw[index] += slots[next].normalized;
+          if (db) db[index] += slots[next].plain;
+          ++next;
+        });
+      }
+    }
+  }
+
+  // Sums by element: short chains in R, which a flush adds to float64.
+  struct Entries {
+    R* dw_chain;
+    R* db_chain;
+    double* dw;
+    double* db;
+    Size first;  // entry
+  };
+
+  template <class C, bool kAdd>
+  GradSums elementwise_in(Size s, Size piece, const Center& center, C* dw = nullptr,
+                          C* db = nullptr, Size first = 0) const {
+    GradSums sum;
+    this->each_run(piece, [&](Size outer, Size start, Size length) {
+      const T* dy = dy_ + offset(plan_.dy, s, outer) + start;
+      const T* x = x_ + offset(plan_.x, s, outer) + start;
+      Size flat = offset(plan_.dense, s, outer) + start;
+      parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
+        const R* w = parameters_.weight() + index;
+        sum.add(grad_sums_in<C, kAdd>(dy + at, x + at, n, center, w, kAdd ? dw + index - first : dw,
+                                      kAdd ? db + index - first : db));
+      });
+    });
+    return sum;
+  }
+
+  GradSums elementwise(Size s, Size piece, const Entries& to) const {
+    Center center = given(s);
+    if (!center.narrow()) {
+      return wants_parameters_
+                 ? elementwise_in<double, true>(s, piece, center, to.dw, to.db, to.first)
+                 : elementwise_in<double, false>(s, piece, center);
+    }
+    GradSums sum =
+        wants_parameters_
+            ? elementwise_in<R, true>(s, piece, center, to.dw_chain, to.db_chain, to.first)
+            : elementwise_in<R, false>(s, piece, center);
+    if (sum.finite() || std::is_same_v<R, double>) return sum;
+    return elementwise_in<double, false>(s, piece, center);
+  }
+
+  // Adds the chains to the sums and empties them; false, and nothing added, where a chain overflowed.
+  bool flush(const Entries& to, Size n) const {
+    bool sound = true;
+    for (Size i = 0; i < n; ++i) {
+      sound &= (to.dw_chain[i] - to.dw_chain[i] == 0) & (to.db_chain[i] - to.db_chain[i] == 0);
+    }
+    if (sound) {
+      for (Size i = 0; i < n; ++i) to.dw[i] += double(to.dw_chain[i]);
+      for (Size i = 0; i < n; ++i) to.db[i] += double(to.db_chain[i]);
+    }
+    clear(to.dw_chain, n);
+    clear(to.db_chain, n);
+    return sound;
+  }
+
+  // What overflowed in float32, in float64; what was added in float64 at once is not added again.
+  void redo(Size first, Size stop, const Entries& to) const {
+    for (Size s = first; s < stop; ++s) {
+      Center center = given(s);
+      if (!center.narrow()) continue;
+      for (Size piece = 0; piece < plan_.run.pieces; ++piece) {
+        elementwise_in<double, true>(s, piece, center, to.dw, to.db, to.first);
+      }
+    }
+  }
+
+  template <class V>
+  static void clear(V* values, Size n) {
+    if (n > 0) std::memset(static_cast<void*>(values), 0, std::size_t(n) * sizeof(V));
+  }
+
+  void block_by_block() {
+    Size inside = plan_.stretch / (plan_.outer * plan_.inner);
+    if (inside < 1 || inside > plan_.statistics) inside = plan_.statistics;
+    Size rows = rows_per_block(inside);
+    Size per_stretch = (inside + rows - 1) / rows, blocks = plan_.statistics / inside * per_stretch;
+    int threads = threads_for(plan_.numel);
+    Size n = wants_parameters_ ? plan_.period : 0;
+    Buffer<R> chains(threads * 2 * n);
+    Buffer<double> sums(blocks * 2 * n);
+    clear(chains.get(), threads * 2 * n);
+    parallel(threads, blocks, [&](Size block, int thread) {
+      Size stretch = block / per_stretch, first = stretch * inside + block % per_stretch * rows;
+      Size stop = first + rows < (stretch + 1) * inside ? first + rows : (stretch + 1) * inside;
+      R* chain = chains.get() + thread * 2 * n;
+      double* sum = sums.get() + block * 2 * n;
+      clear(sum, 2 * n);
+      run_block(first, stop, {chain, chain + n, sum, sum + n, stretch * plan_.period});
+    });
+    if (!wants_parameters_) return;
+    Buffer<double> total(2 * parameters_.entries());
+    clear(total.get(), 2 * parameters_.entries());
+    for (Size block = 0; block < blocks; ++block) {
+      double* dw = total.get() + block / per_stretch * n;
+      double* db = dw + parameters_.entries();
+      const double* sum = sums.get() + block * 2 * n;
+      for (Size i = 0; i < n; ++i) dw[i] += sum[i];
+      for (Size i = 0; i < n; ++i) db[i] += sum[n + i];
+    }
+    parameters_.collect(total.get(), call_.dweight);
+    parameters_.collect(total.get() + parameters_.entries(), call_.dbias);
+  }
+
+  // Long blocks, so that their sums are few; as many as may keep a machine's threads busy.
+  static Size rows_per_block(Size rows) {
+    Size thirty_second = (rows + 31) / 32;
+    return thirty_second < 16 ? 16 : thirty_second > 128 ? 128 : thirty_second;
+  }
+
+  void run_block(Size first, Size stop, const Entries& to) const {
+    // A gradient written in place destroys what a redo would read.
+    bool at_once = out_ == dy_ || out_ == x_;
+    Size flushed = first, links = 0;
+    for (Size s = first; s < stop; ++s) {
+      Partial sum;
+      for (Size piece = 0; piece < plan_.run.pieces; ++piece) sum.merge(elementwise(s, piece, to));
+      links += plan_.values;
+      if (wants_parameters_ && (links >= kLinks * plan_.period || at_once || s + 1 == stop)) {
+        if (!flush(to, plan_.period)) redo(flushed, s + 1, to);
+        flushed = s + 1;
+        links = 0;
+      }
+      Pull p = pull(s, sum);
+      for (Size piece = plan_.run.pieces; piece-- > 0;) input(s, piece, p);
+    }
+  }
+
+  // Few but long rows: threads share each row, and every entry belongs to one piece.
+  void piece_by_piece() {
+    Size n = wants_parameters_ ? parameters_.entries() : 0, pieces = plan_.run.pieces;
+    int threads = threads_for(plan_.numel);
+    Buffer<R> chains(2 * n);
+    Buffer<double> sums(2 * n);
+    Buffer<GradSums> partials(plan_.statistics * pieces);
+    Buffer<Pull> pulls(plan_.statistics);
+    clear(chains.get(), 2 * n);
+    clear(sums.get(), 2 * n);
+    Entries to{chains.get(), chains.get() + n, sums.get(), sums.get() + n, 0};
+    parallel(threads, pieces, [&](Size piece, int) {
+      for (Size s = 0; s < plan_.statistics; ++s) {
+        partials[s * pieces + piece] = elementwise(s, piece, to);
+      }
+    });
+    if (wants_parameters_) {
+      if (!flush(to, n)) redo(0, plan_.statistics, to);
+      parameters_.collect(to.dw, call_.dweight);
+      parameters_.collect(to.db, call_.dbias);
+    }
+    for (Size s = 0; s < plan_.statistics; ++s) {
+      Partial sum;
+      for (Size piece = 0; piece < pieces; ++piece) sum.merge(partials[s * pieces + piece]);
+      pulls[s] = pull(s, sum);
+    }
+    if (!out_) return;
+    parallel(threads, plan_.statistics * pieces, [&](Size task, int) {
+      input(task / pieces, task % pieces, pulls[task / pieces]);
+    });
+  }
+
+  bool wants_parameters_ = false;
+};
+
+}  // namespace evenorm::EVENORM_ISA

@@ -1,0 +1,207 @@
+// Where outer is 1 and inner tiny (layer norm over three features): tiles of rows are turned, so that each
+// row is a column.
+#pragma once
+
+#include "column_moments.hpp"
+#include "column_sums.hpp"
+#include "parameters.hpp"
+#include "threads.hpp"
+
+namespace evenorm::EVENORM_ISA {
+
+template <class T>
+class TinyRows {
+ public:
+  explicit TinyRows(const Call& call)
+      : call_(call), plan_(call.plan), parameters_(call), x_(static_cast<const T*>(call.x)),
+        dy_(static_cast<const T*>(call.dy)), out_(static_cast<T*>(call.out)) {}
+
+  void moments() {
+    each_tile([&](Tile& t, Size) { moments(t); });
+  }
+
+  void apply() {
+    each_tile([&](Tile& t, Size) {
+      given(t, false);
+      apply(t);
+    });
+  }
+
+  void forward() {
+    each_tile([&](Tile& t, Size) {
+      moments(t);
+      apply(t);
+    });
+  }
+
+  void grad_input() {
+    each_tile([&](Tile& t, Size) {
+      given(t, true);
+      grad_input(t);
+    });
+  }
+
+  // Sums, and the input's gradient where one is asked for.
+  void sums() {
+    bool wanted = call_.dweight || call_.dbias;
+    Buffer<GradSums> by_block(wanted ? blocks() * plan_.inner : 0);
+    for (Size k = 0; k < (wanted ? blocks() * plan_.inner : 0); ++k) by_block[k] = {};
+    each_tile([&](Tile& t, Size block) {
+      given(t, false);
+      sums(t, wanted ? by_block.get() + block * plan_.inner : nullptr);
+      if (out_) grad_input(t);
+    });
+    if (wanted) collect(by_block);
+  }
+
+ private:
+  using R = Real<T>;
+  static constexpr Size kRows = 64, kInner = 16, kTilesPerBlock = 64;
+
+  // Rows [first, first + count) of one batch index, and what is known of them; row i of x is element i of
+  // each.
+  struct Tile {
+    Tile(Size batch_, const Slab<R>& slab_) : batch(batch_), slab(slab_) {}
+
+    Size batch, first = 0, count = 0;
+    Slab<R> slab;
+    T x[kRows * kInner], dy[kRows * kInner], out[kRows * kInner];
+  };
+
+  Size tiles() const { return (plan_.group + kRows - 1) / kRows; }
+  Size blocks() const { return plan_.batch * ((tiles() + kTilesPerBlock - 1) / kTilesPerBlock); }
+
+  template <class F>
+  void each_tile(const F& f) const {
+    Size per_batch = blocks() / plan_.batch;
+    parallel(threads_for(plan_.numel), blocks(), [&](Size block, int) {
+      // Room for a slab of kRows columns and one piece.
+      alignas(64) double memory[kRows * 16];
+      Tile tile(block / per_batch, Slab<R>(memory, memory + kRows * 14, kRows, 1));
+      Size first = block % per_batch * kTilesPerBlock, stop = first + kTilesPerBlock;
+      if (stop > tiles()) stop = tiles();
+      for (Size t = first; t < stop; ++t) {
+        tile.first = t * kRows;
+        tile.count = plan_.group - tile.first < kRows ? plan_.group - tile.first : kRows;
+        if (x_) turn(x_, plan_.x, tile, tile.x);
+        if (dy_) turn(dy_, plan_.dy, tile, tile.dy);
+        f(tile, block);
+      }
+    });
+  }
+
+  void turn(const T* from, const Strides& strides, const Tile& t, T* to) const {
+    from += t.batch * strides.batch + t.first * strides.group;
+    for (Size r = 0; r < t.count; ++r) {
+      for (Size i = 0; i < plan_.inner; ++i) to[i * kRows + r] = from[r * strides.group + i];
+    }
+  }
+
+  void turn_back(const Tile& t) const {
+    T* to = out_ + (t.batch * plan_.group + t.first) * plan_.inner;
+    for (Size r = 0; r < t.count; ++r) {
+      for (Size i = 0; i < plan_.inner; ++i) to[r * plan_.inner + i] = t.out[i * kRows + r];
+    }
+  }
+
+  Size statistic(const Tile& t, Size row) const { return t.batch * plan_.group + t.first + row; }
+
+  Center center(double mean, double m2) const {
+    return {mean, 1 / std::sqrt(m2 / double(plan_.values) + call_.eps)};
+  }
+  Center given(Size s) const {
+    double mean = call_.mean ? call_.mean[s] : 0;
+    return call_.rstd ? Center{mean, call_.rstd[s]} : center(mean, call_.m2[s]);
+  }
+  void given(Tile& t, bool pulled) const {
+    *t.slab.odds = 0;
+    for (Size r = 0; r < t.count; ++r) {
+      Size s = statistic(t, r);
+      Pull pull;
+      if (pulled) pull = {call_.s1 ? call_.s1[s] : 0, call_.s2 ? call_.s2[s] : 0};
+      t.slab.set(r, given(s), pull);
+    }
+  }
+
+  void moments(Tile& t) const {
+    ColumnMoments to{0, t.slab.partial, t.slab.partial + kRows};
+    for (Size k = 0; k < 2 * kRows; ++k) t.slab.partial[k] = 0;
+    merge_rows(t.x, kRows, plan_.inner, t.count, call_.centered, to);
+    *t.slab.odds = 0;
+    for (Size r = 0; r < t.count; ++r) {
+      Size s = statistic(t, r);
+      if (call_.mean) call_.mean[s] = to.mean[r];
+      if (call_.m2) call_.m2[s] = to.m2[r];
+      t.slab.set(r, center(to.mean[r], to.m2[r]), {});
+    }
+  }
+
+  Uniform<R> scale(Size i) const {
+    return {splat<R>(parameters_.weight(i)), splat<R>(parameters_.bias(i))};
+  }
+
+  void apply(Tile& t) const {
+    for (Size i = 0; i < plan_.inner; ++i) {
+      apply_row(t.x + i * kRows, t.out + i * kRows, t.count, t.slab, scale(i), call_.round_normalized);
+    }
+    turn_back(t);
+  }
+
+  void grad_input(Tile& t) const {
+    for (Size i = 0; i < plan_.inner; ++i) {
+      grad_input_row(t.dy + i * kRows, x_ ? t.x + i * kRows : nullptr, t.out + i * kRows, t.count,
+                     t.slab, scale(i));
+    }
+    turn_back(t);
+  }
+
+  void sums(Tile& t, GradSums* by_parameter) const {
+    clear_chains(t.slab);
+    double* plain = t.slab.partial;
+    double* normalized = plain + kRows;
+    for (Size k = 0; k < 2 * kRows; ++k) plain[k] = 0;
+    for (Size i = 0; i < plan_.inner; ++i) {
+      GradSums sum = add_weighted_row(t.dy + i * kRows, t.x + i * kRows, t.count, t.slab,
+                                      parameters_.weight(i));
+      if (by_parameter) by_parameter[i].add(sum);
+    }
+    flush_chains(t.count, t.slab, plain, normalized, [&](Size r) {
+      GradSums sum;
+      for (Size i = 0; i < plan_.inner; ++i) {
+        double d = double(scalar(t.dy[i * kRows + r])) * double(parameters_.weight(i));
+        sum.add({d, d * t.slab.xhat(double(scalar(t.x[i * kRows + r])), r)});
+      }
+      return sum;
+    });
+    *t.slab.odds = 0;
+    double n = double(plan_.values);
+    for (Size r = 0; r < t.count; ++r) {
+      Size s = statistic(t, r);
+      if (call_.s1) call_.s1[s] = plain[r];
+      if (call_.s2) call_.s2[s] = normalized[r];
+      t.slab.set(r, given(s), {call_.centered ? plain[r] / n : 0, normalized[r] / n});
+    }
+  }
+
+  void collect(Buffer<GradSums>& by_block) const {
+    Size n = plan_.inner;
+    Buffer<double> entries(2 * n);
+    for (Size i = 0; i < n; ++i) {
+      GradSums sum;
+      for (Size block = 0; block < blocks(); ++block) sum.add(by_block[block * n + i]);
+      entries[i] = sum.normalized;
+      entries[n + i] = sum.plain;
+    }
+    parameters_.collect(entries.get(), call_.dweight);
+    parameters_.collect(entries.get() + n, call_.dbias);
+  }
+
+  const Call& call_;
+  const Plan& plan_;
+  Parameters<R> parameters_;
+  const T* x_;
+  const T* dy_;
+  T* out_;
+};
+
+}  // namespace evenorm::EVENORM_ISA

@@ -1,0 +1,51 @@
+// Sums of many vectors: four chains of at most 32 additions in R, flushed into float64.
+#pragma once
+
+#include "vector.hpp"
+
+namespace evenorm::EVENORM_ISA {
+
+constexpr int kChains = 4;
+constexpr int kLinks = 32;
+
+template <class R>
+struct Total {
+  Vec<R> chain[kChains]{};
+  Vec<double> low{}, high{};
+
+  void add(int which, Vec<R> v) { chain[which] += v; }
+  void flush() {
+    Vec<R> sum = (chain[0] + chain[1]) + (chain[2] + chain[3]);
+    if constexpr (sizeof(R) == sizeof(float)) {
+      low += low_half(sum);
+      high += high_half(sum);
+    } else {
+      low += sum;
+    }
+    for (Vec<R>& c : chain) c = Vec<R>{};
+  }
+  double value() const { return horizontal<double>(low + high); }
+};
+
+// Calls f(i, lanes, chain) for the vectors of [0, n), and flush() before a chain has too many links.
+template <class R, class F, class Flush>
+inline void each_link(Size n, F&& f, Flush&& flush) {
+  constexpr int L = kLanes<R>;
+  constexpr Size block = Size{L} * kChains * kLinks;
+  for (Size start = 0; start < n; start += block) {
+    Size stop = start + block < n ? start + block : n, i = start;
+    for (; i + kChains * L <= stop; i += kChains * L) {
+      f(i, Full{}, 0);
+      f(i + L, Full{}, 1);
+      f(i + 2 * L, Full{}, 2);
+      f(i + 3 * L, Full{}, 3);
+    }
+    if (i + L <= stop) f(i, Full{}, 0), i += L;
+    if (i + L <= stop) f(i, Full{}, 1), i += L;
+    if (i + L <= stop) f(i, Full{}, 2), i += L;
+    if (i < stop) f(i, Part{int(stop - i)}, 3);
+    flush();
+  }
+}
+
+}  // namespace evenorm::EVENORM_ISA

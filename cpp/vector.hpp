@@ -1,0 +1,130 @@
+// Vectors of the instruction set for which this text is compiled, in the compiler's own vector types.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "plan.hpp"
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+namespace evenorm::EVENORM_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class R>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef std::int32_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef std::int64_t bits __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class R>
+using Vec = typename VectorOf<R>::type;
+template <class R>
+using Bits = typename VectorOf<R>::bits;
+template <class R>
+constexpr int kLanes = kVectorBytes / int(sizeof(R));
+
+// Which lanes of a vector are meant: all of them, or the first few.
+struct Full {};
+struct Part {
+  int count;
+};
+
+template <class R>
+inline Vec<R> splat(R value) {
+  return value - Vec<R>{};  // 0 + value would lose the sign of -0
+}
+
+template <class V>
+inline V read(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V>
+inline void write(void* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class R>
+inline Bits<R> lane_numbers() {
+  Bits<R> v;
+  for (int k = 0; k < kLanes<R>; ++k) v[k] = k;
+  return v;
+}
+
+template <class R>
+inline Vec<R> keep(Vec<R> v, Full) {
+  return v;
+}
+
+// Zero outside the lanes that are meant.
+template <class R>
+inline Vec<R> keep(Vec<R> v, Part lanes) {
+  Bits<R> inside = lane_numbers<R>() < (Bits<R>{} + lanes.count);
+  return reinterpret_cast<Vec<R>>(reinterpret_cast<Bits<R>>(v) & inside);
+}
+
+inline Vec<double> low_half(Vec<float> v) {
+#if defined(__AVX512F__)
+  auto half = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm512_maskz_cvtps_pd(0xff, half);
+#elif defined(__AVX__)
+  return _mm256_cvtps_pd(_mm256_castps256_ps128(v));
+#else
+  return Vec<double>{v[0], v[1]};
+#endif
+}
+
+inline Vec<double> high_half(Vec<float> v) {
+#if defined(__AVX512F__)
+  auto half = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm512_maskz_cvtps_pd(0xff, half);
+#elif defined(__AVX__)
+  return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+#else
+  return Vec<double>{v[2], v[3]};
+#endif
+}
+
+// The lanes of a vector in float64: one vector of doubles, or two.
+template <class R>
+constexpr int kHalves = kLanes<R> / kLanes<double>;
+
+inline Vec<double> half(Vec<double> v, int) { return v; }
+inline Vec<double> half(Vec<float> v, int which) { return which ? high_half(v) : low_half(v); }
+
+template <class R>
+inline double horizontal(Vec<R> v) {
+  double sum = 0;
+  for (int k = 0; k < kLanes<R>; ++k) sum += double(v[k]);
+  return sum;
+}
+
+// Calls f(i, lanes) for the vectors of [0, n).
+template <class R, class F>
+inline void each_vector(Size n, F&& f) {
+  constexpr int L = kLanes<R>;
+  Size i = 0;
+  for (; i + L <= n; i += L) f(i, Full{});
+  if (i < n) f(i, Part{int(n - i)});
+}
+
+}  // namespace evenorm::EVENORM_ISA
