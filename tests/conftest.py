@@ -5,7 +5,7 @@ import torch
 from hypothesis import settings
 
 # A slow machine is no fault; the same examples on every run.
-settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("suite")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -232,6 +232,7 @@ def laid_out(draw: Callable[..., Any], shape: tuple[int, ...]) -> Strides:
     return tuple(0 if k in repeated else s for k, s in enumerate(strides))
 
 
+@settings(max_examples=200)
 @given(st.data())
 def test_any_pattern_on_any_layout(data: st.DataObject) -> None:
     pattern = data.draw(patterns())
