@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
@@ -24,6 +26,14 @@ def _begin(shared: Any, stop: Event) -> None:
     global _shared, _stop
     _shared, _stop = shared, stop
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _do(work: Callable[[Any, Any, Callable[[], bool]], Any], task: Any) -> Any:
@@ -48,17 +58,13 @@ def gather(
     raise soon after ``stopped()`` has become true. Closing the generator, as an exception such as
     KeyboardInterrupt in the caller does, stops all of them.
     """
-    # Neither fork, which hangs once OpenMP has run, nor a worker that answers Ctrl-C by itself:
-    # a started process inherits that the signal is ignored.
+    # Not fork, which hangs once OpenMP has run.
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
     pool = ProcessPoolExecutor(min(workers, len(tasks)), spawn, _begin, (shared, stop))
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        futures = {pool.submit(_do, work, task): task for task in tasks}
-    finally:
-        signal.signal(signal.SIGINT, before)
-    try:
+        with _undisturbed():
+            futures = {pool.submit(_do, work, task): task for task in tasks}
         for future in as_completed(futures):
             fault = future.exception()
             if isinstance(fault, Exception):
@@ -68,3 +74,19 @@ def gather(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _undisturbed() -> Generator[None, None, None]:
+    """Start processes that leave Ctrl-C to this one, which answers it when all have started."""
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    # A started process inherits what its starter has blocked, but no handler.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
