@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # In the order in which data flows. Rooms on one line do not import each other.
 ORDER = (
-    ("pattern",),
+    ("cache", "pattern"),
     ("affine", "epilogue"),
     ("plan",),
     ("moments",),

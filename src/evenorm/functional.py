@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import prod
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from evenorm import kernels
 from evenorm.affine import Affine
+from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
 from evenorm.kernels import aten
 from evenorm.moments import Moments
@@ -149,8 +149,6 @@ def remember(recipe: Recipe, history: History, moments: Moments) -> None:
     with torch.no_grad():
         mean, variance = moments.averaged(tuple(i for i, name in enumerate(kept) if name not in recipe.history))
         recipe.statistics.update(history, mean.reshape(history.mean.shape), variance.reshape(history.mean.shape))
-        if history.updates is not None:
-            history.updates.add_(1)
 
 
 def _check(
@@ -196,7 +194,7 @@ def _check(
             )
 
 
-@lru_cache(maxsize=4096)
+@cached
 def _values(pattern: str, axes: str, shape: tuple[int, ...]) -> int:
     """Values of a tensor on these axes; the pattern must fit the shape."""
     binding = Pattern.parse(pattern).bind(shape)

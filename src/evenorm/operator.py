@@ -6,7 +6,6 @@ plan made in traced Python would not survive dynamic shapes.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from evenorm import kernels
 from evenorm.affine import Affine
+from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
 from evenorm.kernels import Finish, eager
 from evenorm.pattern import Pattern
@@ -36,16 +36,13 @@ class Settings(NamedTuple):
 
     def parsed(self) -> tuple[Pattern, Affine, Epilogue]:
         """The parts that the values spell."""
-        # A trace sees through caches and warns of each.
-        return (_parse if torch.compiler.is_compiling() else _cached_parse)(self)
+        return _parse(self)
 
 
+@cached
 def _parse(settings: Settings) -> tuple[Pattern, Affine, Epilogue]:
     affine = Affine(settings.axes, settings.offset, settings.cast)
     return Pattern.parse(settings.pattern), affine, Epilogue(settings.activation, settings.slope)
-
-
-_cached_parse = lru_cache(maxsize=1024)(_parse)
 
 
 def call(

@@ -1,7 +1,7 @@
 """The pattern: which elements of a tensor share one mean and one variance.
 
 >>> Pattern.parse("n (g [c]) [...]", g=8)
-Pattern('n (g=8 [c]) [...]')
+Pattern.parse('n (g=8 [c]) [...]')
 
 Square brackets mark the axes that are reduced, parentheses split one axis into several, ``...`` is any
 number of axes, ``name=8`` fixes a size. The notation of brackets is einx's.
@@ -160,7 +160,7 @@ class Pattern:
         A running average lives on it: evaluation knows nothing of the axes that the history averaged away.
 
         >>> Pattern.parse("(k [n=16]) c [...]").keeping("c")
-        Pattern('[k_n] c [...]')
+        Pattern.parse('[k_n] c [...]')
         """
         kept = set(names)
         axes = []
@@ -251,7 +251,7 @@ class Pattern:
         return self.text
 
     def __repr__(self) -> str:
-        return f"Pattern({self.text!r})"
+        return f"Pattern.parse({self.text!r})"
 
 
 _TOKEN = re.compile(r"\s*(\.\.\.|[A-Za-z_]\w*(?:\s*=\s*\d+)?|[\[\]()])")

@@ -19,9 +19,11 @@ class History(NamedTuple):
     updates: Tensor | None = None
 
     def blend(self, mean: Tensor, variance: Tensor, weight: float | Tensor) -> None:
-        """history ← (1 − weight)·history + weight·new, computed in float64 and rounded once."""
+        """history ← (1 − weight)·history + weight·new, computed in float64 and rounded once; one update more."""
         for kept, new in ((self.mean, mean), (self.variance, variance)):
             kept.copy_(torch.lerp(kept.double(), new.double(), weight))
+        if self.updates is not None:
+            self.updates.add_(1)
 
 
 @runtime_checkable

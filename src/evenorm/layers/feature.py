@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from evenorm.affine import Affine, Cast
+from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
 from evenorm.layers.layer import Layer, naming
 from evenorm.pattern import Pattern
@@ -15,10 +16,16 @@ from evenorm.pattern import Pattern
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm", "RMSNorm2d"]
 
 
+@cached
 def _last_axes(shape: tuple[int, ...]) -> tuple[Pattern, tuple[str, ...]]:
     """Pattern and affine axes of a normalization over the last axes."""
     sizes = {"d" if len(shape) == 1 else f"d{k}": size for k, size in enumerate(shape)}
     return Pattern.parse(f"... [{' '.join(sizes)}]", **sizes), tuple(sizes)
+
+
+@cached
+def _channels(channels: int) -> Pattern:
+    return Pattern.parse("n [c] h w", c=channels)
 
 
 class LayerNorm(Layer, nn.LayerNorm):
@@ -55,9 +62,17 @@ class LayerNorm(Layer, nn.LayerNorm):
         with naming(type(self).__name__):
             self.epilogue = Epilogue.of(activation)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
-        self.pattern, axes = _last_axes(self.normalized_shape)
-        self.scaling = Affine(axes)
         self.validate()
+
+    @property
+    def pattern(self) -> Pattern:
+        """``... [d]`` with the sizes of the last axes."""
+        return _last_axes(tuple(self.normalized_shape))[0]
+
+    @property
+    def scaling(self) -> Affine:
+        """On all that is reduced."""
+        return Affine(_last_axes(tuple(self.normalized_shape))[1])
 
 
 class RMSNorm(Layer, nn.RMSNorm):
@@ -97,19 +112,24 @@ class RMSNorm(Layer, nn.RMSNorm):
     ) -> None:
         with naming(type(self).__name__):
             self.epilogue = Epilogue.of(activation)
-            self.scaling = Affine((), weight_offset, cast)
+            self.weight_offset, self.cast = weight_offset, Affine(cast=cast).cast
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
-        self.pattern, axes = self._axes()
-        self.scaling = Affine(axes, weight_offset, cast)
         self.validate()
 
-    def _axes(self) -> tuple[Pattern, tuple[str, ...]]:
-        return _last_axes(self.normalized_shape)
+    @property
+    def pattern(self) -> Pattern:
+        """``... [d]`` with the sizes of the last axes."""
+        return _last_axes(tuple(self.normalized_shape))[0]
+
+    @property
+    def scaling(self) -> Affine:
+        """On all that is reduced."""
+        return Affine(_last_axes(tuple(self.normalized_shape))[1], self.weight_offset, self.cast)
 
     def reset_parameters(self) -> None:
         """The weight starts where offset + weight is 1."""
         if self.weight is not None:
-            nn.init.constant_(self.weight, 1.0 - self.scaling.offset)
+            nn.init.constant_(self.weight, 1.0 - self.weight_offset)
 
 
 class LayerNorm2d(Layer, nn.LayerNorm):
@@ -150,8 +170,12 @@ class LayerNorm2d(Layer, nn.LayerNorm):
         with naming(type(self).__name__):
             self.epilogue = Epilogue.of(activation)
         super().__init__(num_channels, eps, elementwise_affine, bias, device, dtype)
-        self.pattern = Pattern.parse("n [c] h w", c=num_channels)
         self.validate()
+
+    @property
+    def pattern(self) -> Pattern:
+        """``n [c] h w`` with the number of channels."""
+        return _channels(self.normalized_shape[0])
 
 
 class RMSNorm2d(RMSNorm):
@@ -163,5 +187,12 @@ class RMSNorm2d(RMSNorm):
 
     forms = ("(N, C, H, W)",)
 
-    def _axes(self) -> tuple[Pattern, tuple[str, ...]]:
-        return Pattern.parse("n [c] h w", c=self.normalized_shape[0]), ("c",)
+    @property
+    def pattern(self) -> Pattern:
+        """``n [c] h w`` with the number of channels."""
+        return _channels(self.normalized_shape[0])
+
+    @property
+    def scaling(self) -> Affine:
+        """On the channels."""
+        return Affine("c", self.weight_offset, self.cast)

@@ -85,7 +85,9 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         moments = [m for _, m in results if m is not None]
         if moments and self.history is not None:
             remember(recipe, self.history, Moments.concatenated(moments))
-        return torch.cat([y for y, _ in results])
+        y = torch.cat([y for y, _ in results])
+        natural = torch.empty_like(input)
+        return y if y.stride() == natural.stride() else natural.copy_(y)
 
     def smallest(self, input: Tensor, recipe: Recipe) -> tuple[Pattern, tuple[int, ...]]:
         """The short last chunk, if there is one."""

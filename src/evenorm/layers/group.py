@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from evenorm.affine import Affine
+from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
 from evenorm.layers.layer import Layer, naming
 from evenorm.pattern import Pattern
@@ -57,5 +58,14 @@ class GroupNorm(Layer, nn.GroupNorm):
         with naming("GroupNorm"):
             self.epilogue = Epilogue.of(activation)
         super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
-        self.pattern = Pattern.parse("n (g [c]) [...]", g=num_groups, c=num_channels // num_groups)
         self.validate()
+
+    @property
+    def pattern(self) -> Pattern:
+        """``n (g [c]) [...]`` with the sizes of groups."""
+        return _grouped(self.num_groups, self.num_channels // self.num_groups)
+
+
+@cached
+def _grouped(groups: int, channels: int) -> Pattern:
+    return Pattern.parse("n (g [c]) [...]", g=groups, c=channels)

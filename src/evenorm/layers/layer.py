@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from math import prod
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from evenorm.affine import Affine
+from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
 from evenorm.functional import run
 from evenorm.pattern import Pattern, PatternError
@@ -40,8 +40,9 @@ class Layer(nn.Module):
     least_values: ClassVar[int] = 1
     """Values that a statistic of a batch needs at the least."""
 
-    pattern: Pattern
-    scaling: Affine = Affine()
+    # Read at each call; properties where they follow from other attributes.
+    pattern: Any
+    scaling: Any = Affine()
     centered: bool = True
     statistics: Statistics = Batch()
     history_axes: tuple[str, ...] = ()
@@ -55,10 +56,8 @@ class Layer(nn.Module):
     @property
     def recipe(self) -> Recipe:
         """The layer as one sentence, read from its attributes."""
-        # A trace sees through caches and warns of each.
-        build = Recipe if torch.compiler.is_compiling() else _cached_recipe
         try:
-            return build(
+            return _recipe(
                 self.pattern,
                 self.centered,
                 self.statistics,
@@ -128,22 +127,25 @@ class Layer(nn.Module):
         return run(recipe, input, weight, bias, self.history, self.training, self, residual)
 
     def extra_repr(self) -> str:
-        """Torch's, and the activation if there is one."""
-        own = super().extra_repr()
-        return own if self.epilogue.activation == "identity" else f"{own}, activation={self.epilogue}"
+        """Torch's, and what torch's layer does not have."""
+        parts = [super().extra_repr()]
+        if self.scaling.offset:
+            parts.append(f"weight_offset={self.scaling.offset:g}")
+        if self.scaling.cast != "after":
+            parts.append(f"cast={self.scaling.cast!r}")
+        if self.epilogue.activation != "identity":
+            parts.append(f"activation={self.epilogue}")
+        return ", ".join(filter(None, parts))
 
     def check(self, input: Tensor, recipe: Recipe) -> None:
         """Refuse a shape that the layer does not take, before anything is written."""
         if torch.jit.is_tracing():  # type: ignore[attr-defined]
             return
-        traced = torch.compiler.is_compiling()
-        find = _shape_fault if traced else _cached_shape_fault
-        fault = find(self.forms, getattr(self, "num_features", None), input.shape)
+        fault = _shape_fault(self.forms, getattr(self, "num_features", None), input.shape)
         remembers = self.history is not None and recipe.statistics.remembers(self.training)
         if fault is None and self.least_values > 1 and not remembers and 0 not in input.shape:
-            count = _values if traced else _cached_values
             try:
-                values = count(*self.smallest(input, recipe))
+                values = _values(*self.smallest(input, recipe))
             except PatternError as wrong:
                 raise wrong.named(self) from None
             if values < self.least_values:
@@ -190,9 +192,10 @@ class Layer(nn.Module):
         )
 
 
-_cached_recipe = lru_cache(maxsize=1024)(Recipe)
+_recipe = cached(Recipe)
 
 
+@cached
 def _shape_fault(forms: tuple[str, ...], channels: int | None, shape: tuple[int, ...]) -> str | None:
     """What is wrong with an input's shape, if anything."""
     if forms and len(shape) not in [form.count(",") + 1 for form in forms]:
@@ -202,13 +205,10 @@ def _shape_fault(forms: tuple[str, ...], channels: int | None, shape: tuple[int,
     return None
 
 
+@cached
 def _values(pattern: Pattern, shape: tuple[int, ...]) -> int:
     """Values per statistic."""
     return pattern.bind(shape).count
-
-
-_cached_shape_fault = lru_cache(maxsize=4096)(_shape_fault)
-_cached_values = lru_cache(maxsize=4096)(_values)
 
 
 @contextmanager

@@ -82,10 +82,10 @@ class Norm(Layer):
             self.history_axes = (tuple(history.split()) or kept) if self.statistics.remembers(training=False) else ()
             shape = self._sizes(self.scaling.axes)
             own = bool(self.scaling.axes)
-            start = torch.full(shape, 1.0 - self.scaling.offset, device=device, dtype=dtype)
-            self.weight = nn.Parameter(start) if own else None
-            self.bias = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)) if own and bias else None
+            self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if own else None
+            self.bias = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if own and bias else None
             self._remember(device)
+        self.reset_parameters()
         self.validate()
 
     def _remember(self, device: Any) -> None:
@@ -96,10 +96,24 @@ class Norm(Layer):
                 self.pattern.text,
             )
         shape = self._sizes(self.history_axes) if remembers else ()
-        self.register_buffer("running_mean", torch.zeros(shape, device=device) if remembers else None)
-        self.register_buffer("running_var", torch.ones(shape, device=device) if remembers else None)
-        count = torch.tensor(0, dtype=torch.long, device=device) if remembers else None
-        self.register_buffer("num_batches_tracked", count)
+        for name, dtype in (("running_mean", None), ("running_var", None), ("num_batches_tracked", torch.long)):
+            size = () if dtype else shape
+            self.register_buffer(name, torch.empty(size, device=device, dtype=dtype) if remembers else None)
+
+    def reset_running_stats(self) -> None:
+        """The history starts again: mean 0, variance 1, no updates."""
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
+
+    def reset_parameters(self) -> None:
+        """The affine starts as the identity, and the history from nothing."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            nn.init.constant_(self.weight, 1.0 - self.scaling.offset)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def _sizes(self, axes: tuple[str, ...]) -> tuple[int, ...]:
         sizes = {f.name: f.size for f in self.pattern.factors}
@@ -124,14 +138,10 @@ class Norm(Layer):
             repr(self.pattern.text),
             f"affine={' '.join(self.scaling.axes)!r}" if self.scaling.axes else "affine=None",
         ]
-        if self.scaling.offset:
-            parts.append(f"weight_offset={self.scaling.offset:g}")
         if not self.centered:
             parts.append("centered=False")
         if self.eps != 1e-5:
             parts.append(f"eps={self.eps}")
         if not isinstance(self.statistics, Batch):
             parts.append(f"statistics={self.statistics!r}")
-        if self.epilogue.activation != "identity":
-            parts.append(f"activation={self.epilogue}")
-        return ", ".join(parts)
+        return ", ".join(filter(None, [*parts, super().extra_repr()]))
