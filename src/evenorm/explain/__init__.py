@@ -79,45 +79,6 @@ def explain(
     return _of_pattern(recipe, x) if layer is None else _of_layer(layer, recipe, x)
 
 
-def layer_named(name: str, shape: Sequence[int], *, groups: int = 32, virtual_batch_size: int = 16) -> Layer:
-    """A new layer by its name, sized for inputs of a shape.
-
-    Args:
-        name: ``BatchNorm2d``, ``LayerNorm``, …
-        shape: the input's; the channels are axis 1, and the last axis for LayerNorm and RMSNorm.
-        groups: for GroupNorm.
-        virtual_batch_size: for the ghost batch norms.
-
-    Raises:
-        ValueError: there is no such layer, or it does not take such a shape.
-
-    >>> layer_named("GroupNorm", (8, 64, 56, 56))
-    GroupNorm(32, 64, eps=1e-05, affine=True, bias=True)
-    """
-    if name not in layers.__all__:
-        near = get_close_matches(name, layers.__all__, n=3, cutoff=0.5)
-        raise ValueError(
-            f"there is no layer {name!r}; {'did you mean ' + ', '.join(near) if near else 'a pattern has brackets'}? "
-            f"The layers are {', '.join(layers.__all__)}"
-        )
-    build: Any = getattr(layers, name)
-    if name in ("LayerNorm", "RMSNorm"):
-        least, axis = 1, -1
-    else:
-        least, axis = 2, 0 if _lacks_samples(build, len(shape)) else 1
-    if len(shape) < least:
-        raise ValueError(f"{name}: expected {' or '.join(build.forms) or 'channels on axis 1'}, got shape {tuple(shape)}")
-    if issubclass(build, layers.GroupNorm):
-        return build(groups, shape[axis])
-    return build(shape[axis], virtual_batch_size) if name.startswith("Ghost") else build(shape[axis])
-
-
-def _lacks_samples(layer: type, rank: int) -> bool:
-    """Whether this is a lone sample, which instance normalization takes without an axis for it."""
-    instance = (layers.InstanceNorm1d, layers.InstanceNorm2d, layers.InstanceNorm3d)
-    return issubclass(layer, instance) and rank == layer.forms[0].count(",")
-
-
 def _recipe(pattern: str | Pattern, shape: tuple[int, ...], affine: str | Affine, sizes: dict[str, int]) -> Recipe:
     """The recipe of a pattern, which must fit the shape."""
     try:
@@ -126,7 +87,9 @@ def _recipe(pattern: str | Pattern, shape: tuple[int, ...], affine: str | Affine
         return Recipe(parsed, affine=affine if isinstance(affine, Affine) else Affine(affine))
     except PatternError as fault:
         where = "" if str(shape) in fault.message else f" (shape {shape})"
-        raise PatternError(f"explain: {fault.message}{where}", fault.text, fault.at) from None
+        # What is missing, is missing at the end.
+        at = len(fault.text) if fault.at is None else fault.at
+        raise PatternError(f"explain: {fault.message}{where}", fault.text, at) from None
 
 
 def _blank(layer: Layer | None, shape: tuple[int, ...], dtype: torch.dtype | None, channels_last: bool) -> Tensor:
@@ -140,7 +103,9 @@ def _blank(layer: Layer | None, shape: tuple[int, ...], dtype: torch.dtype | Non
     try:
         x = torch.empty(order, dtype=dtype, device=None if weight is None else weight.device)
     except RuntimeError:
-        raise ValueError(f"explain: a tensor of shape {shape} does not fit into memory; explain a smaller batch") from None
+        raise ValueError(
+            f"explain: a tensor of shape {shape} does not fit into memory; explain a smaller batch"
+        ) from None
     return x.movedim(-1, 1) if order is not shape else x
 
 
@@ -150,10 +115,10 @@ def _of_pattern(recipe: Recipe, x: Tensor) -> Explanation:
 
 
 def _of_layer(layer: Layer, recipe: Recipe, x: Tensor) -> Explanation:
-    if _lacks_samples(type(layer), x.dim()):
-        x = x[None]
-    layer.check(x, recipe)
     pattern, history, note = recipe.pattern, layer.history, ""
+    if lacks_samples(type(layer), x.dim()):
+        x, note = x[None], "The input is one sample; n is the axis that it lacks."
+    layer.check(x, recipe)
     chunk = getattr(layer, "virtual_batch_size", None)
     remembers = history is not None and recipe.statistics.remembers(layer.training)
     if remembers:
@@ -185,10 +150,11 @@ def _whole_chunks(pattern: Pattern, x: Tensor, chunk: int) -> tuple[Tensor, Patt
     tail = samples % chunk
     short = pattern.with_sizes(n=tail).bind(x[-tail:].shape)
     if tail == samples:
-        return x, pattern.with_sizes(n=tail), f"The batch is smaller than a virtual batch of {chunk} and is one short one."
+        return x, pattern.with_sizes(n=tail), f"All samples fit into one virtual batch of {chunk}."
     note = (
-        f"This is about the whole virtual batches, {samples - tail} of the {samples} samples. The other {tail} make a "
-        f"short one: {prod(short.statistics_shape):,} more statistics of {short.count:,} values each."
+        f"This is about the whole virtual batches, {samples - tail:,} of the {samples:,} samples. The other "
+        f"{tail:,} make a short one: {prod(short.statistics_shape):,} more statistics of {short.count:,} "
+        f"values each."
     )
     return x[:-tail], pattern, note
 
@@ -226,7 +192,9 @@ def _found(
     )
 
 
-def _kernels(recipe: Recipe, pattern: Pattern, x: Tensor, others: Sequence[Tensor]) -> tuple[tuple[Candidate, ...], str | None]:
+def _kernels(
+    recipe: Recipe, pattern: Pattern, x: Tensor, others: Sequence[Tensor]
+) -> tuple[tuple[Candidate, ...], str | None]:
     """Every kernel's answer, and who takes the call."""
     answers = candidates(x, pattern, recipe.affine)
     composed = must_compose(x, *others)
