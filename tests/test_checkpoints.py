@@ -142,7 +142,7 @@ def test_weight_taken_away_or_replaced_later() -> None:
         layer.weight = nn.Parameter(torch.full((6,), 3.0).double())
     torch.testing.assert_close(ours(x), theirs(x))
     for layer in (ours, theirs):
-        layer.weight = layer.bias = None  # type: ignore[assignment]
+        layer.weight = layer.bias = None
     torch.testing.assert_close(ours(x), theirs(x))
 
 
@@ -189,8 +189,8 @@ def test_initializers_and_optimizers_of_others_find_the_layers() -> None:
     assert decayed == {"0"}
     for module in model.modules():
         if isinstance(module, plain):
-            nn.init.constant_(module.weight, 0.5)  # type: ignore[arg-type]
-    assert model[1].weight.tolist() == [0.5] * 6
+            nn.init.constant_(module.weight, 0.5)
+    assert model.get_parameter("1.weight").tolist() == [0.5] * 6
 
 
 def test_freezing_by_eval_or_requires_grad() -> None:
