@@ -20,8 +20,8 @@ class Finish:
     from it.
     """
 
-    affine: Affine = Affine()
-    epilogue: Epilogue = Epilogue()
+    affine: Affine
+    epilogue: Epilogue
     weight: Tensor | None = None
     bias: Tensor | None = None
     residual: Tensor | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -12,6 +12,9 @@ from evenorm.epilogue import Epilogue
 from evenorm.layers.layer import BatchLayer
 from evenorm.pattern import Pattern
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "FusedBatchNorm1d", "FusedBatchNorm2d", "FusedBatchNorm3d"]
 
 
@@ -19,14 +22,15 @@ class _BatchNorm(BatchLayer):
     pattern, scaling, history_axes = Pattern.parse("[n] c [...]"), Affine("c"), ("c",)
     fused: type[_BatchNorm] | None = None
 
-    def __new__(cls, *args: Any, activation: str | Epilogue | None = None, **kwargs: Any) -> _BatchNorm:
+    def __new__(cls, *args: Any, activation: str | Epilogue | None = None, **kwargs: Any) -> Self:
         """With an activation, the class that other people's converters leave alone.
 
         They rebuild every ``_BatchNorm`` of torch's as a bare one, and would drop the activation in silence.
         """
         if activation is None or cls.fused is None:
             return super().__new__(cls)
-        return cls.fused(*args, activation=activation, **kwargs)
+        fused: Any = cls.fused
+        return fused(*args, activation=activation, **kwargs)
 
 
 class FusedBatchNorm1d(_BatchNorm, _NormBase):
