@@ -117,3 +117,40 @@ def compare(
         as_json=as_json,
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def bench(
+    suites: Annotated[
+        list[str], typer.Argument(metavar="[layers|fused|models]…", help="Suites to run.", show_default="all")
+    ] = ["layers", "fused", "models"],  # noqa: B006
+    against: Annotated[
+        str, typer.Option(metavar="PEER,…", help="Peers, those that are installed.")
+    ] = "torch,compile,jax,onnxruntime",
+    memory: Annotated[str, typer.Option(metavar="KIND,…", help="Where outputs go: fresh or reused memory.")] = (
+        "fresh,reused"
+    ),
+    only: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Regular expression for rows, for example 'RMSNorm.*float32'.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads and cores to use.", show_default="torch's")] = None,
+    seconds_per_row: Annotated[float, typer.Option(help="Time for each row; five rounds at least.")] = 1.0,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny tensors: tries the benchmark itself.")] = False,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Show and write an earlier run's JSON instead.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all figures.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")] = None,
+    readme: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Put the figures between this file's markers.")
+    ] = None,
+) -> None:
+    """Time every layer against torch, torch.compile, JAX and onnxruntime.
+
+    A row is timed only if its result agrees with the float64 reference. Variants take turns; ratios are of
+    medians, with a paired 95 % interval. Ctrl-C ends with what is finished.
+    """
+    from evenorm.bench.command import Files, Settings, run
+
+    settings = Settings(tuple(suites), against, memory, only, threads, seconds_per_row, quick)
+    raise typer.Exit(run(settings, Files(json, html, readme), source))

@@ -1,0 +1,172 @@
+"""A case: one layer on one tensor, in one dtype, memory format and mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+import evenorm
+
+__all__ = ["Case", "Data", "permuted_layer_norm"]
+
+# As in networks: 1e-6 is what Llama's RMSNorm takes.
+_RMS_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: a layer, by its class's name, on a shape that a network gives it."""
+
+    network: str
+    layer: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    channels_last: bool = False
+    training: bool = True
+    groups: int = 32
+    activation: str | None = None
+    residual: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Values of the input."""
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the input."""
+        return self.elements * self.torch_dtype.itemsize
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
+    def family(self) -> str:
+        """The layer's name without its number of dimensions: ``"BatchNorm"``."""
+        return self.layer.rstrip("123d") if self.layer[-1] == "d" else self.layer
+
+    @property
+    def sliced_axis(self) -> int:
+        """An axis whose slices are normalized independently of one another."""
+        return 1 if self.family == "BatchNorm" else 0
+
+    @property
+    def uses_history(self) -> bool:
+        """Whether the running statistics normalize."""
+        return self.family == "BatchNorm" and not self.training
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        """Batch normalization keeps float32 parameters, as under autocast; the others have the input's dtype."""
+        return torch.float32 if self.family == "BatchNorm" else self.torch_dtype
+
+    @property
+    def size(self) -> str:
+        """The shape as it is printed."""
+        return "×".join(map(str, self.shape)) + (" cl" if self.channels_last else "")
+
+    @property
+    def title(self) -> str:
+        """What cases under one heading share."""
+        parts = [self.layer + "".join(f"+{part}" for part in self.extras)]
+        if self.family == "BatchNorm":
+            parts.append("training" if self.training else "evaluation")
+        return " · ".join([*parts, self.dtype])
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What is fused with the layer."""
+        added = ("add",) if self.residual else ()
+        return added if self.activation is None else (*added, self.activation)
+
+    def arguments(self) -> tuple[tuple[int, ...], dict[str, object]]:
+        """The constructor's arguments, which are torch's."""
+        channels = self.shape[1]
+        options: dict[str, object] = {}
+        if self.family == "InstanceNorm":
+            options = {"affine": True}
+        if self.layer == "GroupNorm":
+            return (self.groups, channels), options
+        if self.layer in ("LayerNorm", "RMSNorm"):
+            return (self.shape[-1],), {"eps": _RMS_EPS} if self.layer == "RMSNorm" else {}
+        return (channels,), options
+
+    def ours(self, **options: object) -> nn.Module:
+        """Our layer."""
+        arguments, fixed = self.arguments()
+        return self._prepared(getattr(evenorm, self.layer)(*arguments, **fixed, **options))
+
+    def torchs(self) -> nn.Module:
+        """Torch's layer, or what its users write where it has none."""
+        arguments, options = self.arguments()
+        if self.layer == "LayerNorm2d":
+            return self._prepared(permuted_layer_norm(*arguments))
+        return self._prepared(getattr(nn, self.layer)(*arguments, **options))
+
+    def _prepared(self, layer: nn.Module) -> nn.Module:
+        return layer.to(self.parameter_dtype).train(self.training)
+
+
+class _PermutedLayerNorm(nn.LayerNorm):
+    """Channels to the end, LayerNorm, channels back: ConvNeXt's own layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def permuted_layer_norm(channels: int) -> nn.Module:
+    """What torch's users write in place of LayerNorm2d, with our eps."""
+    return _PermutedLayerNorm(channels, eps=1e-6)
+
+
+@dataclass
+class Data:
+    """The tensors of a case, shared by all variants: the same numbers in the same memory."""
+
+    x: Tensor
+    dy: Tensor
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+    residual: Tensor | None
+
+    @classmethod
+    def of(cls, case: Case, seed: int = 0) -> Data:
+        """Random numbers: x ~ N(½, 1.5²), cotangents and residuals ~ N(0, 1), weights near 1, biases near 0."""
+        source = torch.Generator().manual_seed(seed)
+        channels = case.shape[-1] if case.layer in ("LayerNorm", "RMSNorm") else case.shape[1]
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=source)
+
+        def laid(tensor: Tensor) -> Tensor:
+            if case.channels_last:
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+            return tensor.to(case.torch_dtype)
+
+        return cls(
+            laid(draw(*case.shape).mul_(1.5).add_(0.5)).requires_grad_(),
+            laid(draw(*case.shape)),
+            (1 + 0.2 * draw(channels)).to(case.parameter_dtype),
+            (0.2 * draw(channels)).to(case.parameter_dtype),
+            0.5 + 0.2 * draw(channels),
+            torch.rand(channels, generator=source) + 1.5,
+            laid(draw(*case.shape)).requires_grad_() if case.residual else None,
+        )
+
+    def load(self, module: nn.Module) -> nn.Module:
+        """Give the layer in a module these parameters and running statistics."""
+        values = {"weight": self.weight, "bias": self.bias, "running_mean": self.mean, "running_var": self.variance}
+        with torch.no_grad():
+            for name, kept in (*module.named_parameters(), *module.named_buffers()):
+                value = values.get(name.rpartition(".")[2])
+                if value is not None:
+                    kept.copy_(value)
+        return module

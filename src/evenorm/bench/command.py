@@ -1,0 +1,146 @@
+"""The command `evenorm bench`: from its arguments to a table, files and an exit code."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from evenorm.bench import allocator, machine, models, readme, session, suites, terminal
+from evenorm.bench.peers import PEERS, missing
+from evenorm.bench.row import Row, Run
+from evenorm.bench.summary import summarize
+from evenorm.bench.swap import swap
+
+__all__ = ["NAMES", "ArgumentError", "Files", "Settings", "run"]
+
+WRONG_ARGUMENTS, INTERRUPTED = 2, 130
+NAMES = (*suites.SUITES, "models")
+_QUICK_SECONDS = 0.01
+
+
+class ArgumentError(ValueError):
+    """An argument cannot be meant; the message says which and what could be."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, as it was asked for."""
+
+    suites: tuple[str, ...]
+    against: str
+    memory: str
+    only: str | None
+    threads: int | None
+    seconds: float
+    quick: bool
+
+    def __str__(self) -> str:
+        parts = ["evenorm bench", *self.suites, f"--against {self.against}", f"--memory {self.memory}"]
+        parts += [f"--only '{self.only}'"] if self.only is not None else []
+        parts += [f"--threads {self.threads}"] if self.threads is not None else []
+        return " ".join([*parts, "--quick" if self.quick else f"--seconds-per-row {self.seconds:g}"])
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a run is written to, apart from the terminal."""
+
+    json: Path | None = None
+    html: Path | None = None
+    readme: Path | None = None
+
+    def write(self, run: Run) -> None:
+        """Write those that were asked for."""
+        if self.json is not None:
+            self.json.parent.mkdir(parents=True, exist_ok=True)
+            run.write(self.json)
+        if self.html is not None:
+            from evenorm.bench import plot
+
+            plot.write(run, self.html)
+        if self.readme is not None:
+            readme.insert(run, self.readme)
+
+    def check(self) -> None:
+        """Refuse what could not be written, before anything is measured."""
+        if self.html is not None and find_spec("plotly") is None:
+            raise ArgumentError("--html: plotly is not installed: pip install 'evenorm[bench]'")
+        if self.html is not None and not self.html.absolute().parent.is_dir():
+            raise ArgumentError(f"--html {self.html}: expected a file in a folder that exists")
+        if self.readme is not None and readme.BEGIN not in self.readme.read_text(encoding="utf-8"):
+            raise ArgumentError(f"--readme {self.readme}: the file has no line {readme.BEGIN}")
+
+
+def run(settings: Settings, files: Files, source: Path | None = None) -> int:
+    """Measure, or read what was measured; then show and write it."""
+    console = Console(width=terminal.WIDTH, highlight=False)
+    interrupted = False
+    try:
+        files.check()
+        if source is not None:
+            found = Run.read(source)
+        else:
+            found, total, rows = _begin(settings)
+            console.print(machine.line(found.machine))
+            for note in found.notes:
+                console.print(note, style="dim")
+            interrupted = terminal.watch(rows, total, found, console)
+    except (ArgumentError, OSError) as fault:
+        sys.stderr.write(f"{fault}\n")
+        return WRONG_ARGUMENTS
+    if found.rows:
+        console.print(terminal.closing(found, summarize(found)))
+        files.write(found)
+    return INTERRUPTED if interrupted else 0
+
+
+def _begin(settings: Settings) -> tuple[Run, int, Iterator[Row]]:
+    """The run without its rows, how many there will be, and the rows to come."""
+    names = _choices("SUITE", settings.suites, NAMES)
+    peers = _choices("--against", settings.against.split(","), tuple(PEERS))
+    memory = _choices("--memory", settings.memory.split(","), (suites.FRESH, suites.REUSED))
+    if settings.threads is not None and settings.threads < 1:
+        raise ArgumentError(f"--threads {settings.threads}: expected 1 or more")
+    try:
+        only = re.compile(settings.only or "", re.IGNORECASE)
+    except re.error as fault:
+        raise ArgumentError(f"--only {settings.only!r}: {fault}") from None
+    notes = [f"{peer} is left out: {reason}" for peer in peers if (reason := missing(peer))]
+    peers = [peer for peer in peers if missing(peer) is None]
+    if suites.REUSED in memory and not allocator.can_keep():
+        memory.remove(suites.REUSED)
+        notes.append("reused memory is left out: this C library has no mallopt")
+    networks = [name for name in models.MODELS if "models" in names and only.search(f"models {name}")]
+    if networks and find_spec("transformers") is None:
+        networks = []
+        notes.append("models are left out: transformers is not installed: pip install 'evenorm[bench]'")
+    plans = session.chosen([name for name in names if name in suites.SUITES], memory, peers, only, settings.quick)
+    total = sum(len(plan.directions) for plan in plans) + 2 * len(networks)
+    if not total:
+        raise ArgumentError(f"{settings}: there is no such row")
+    machine.use_threads(settings.threads)
+    seconds = _QUICK_SECONDS if settings.quick else settings.seconds
+    steps = (row for name in networks for row in models.measure(name, swap, seconds, settings.quick))
+    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    # Models first: memory that is kept cannot be given back.
+    return (
+        Run(machine.machine(), today, str(settings), notes=notes),
+        total,
+        itertools.chain(steps, session.play(plans, seconds)),
+    )
+
+
+def _choices(option: str, values: Sequence[str], choices: Sequence[str]) -> list[str]:
+    found = list(dict.fromkeys(value.strip() for value in values))
+    for value in found:
+        if value not in choices:
+            raise ArgumentError(f"{option} {value!r}: expected any of {', '.join(choices)}")
+    return found

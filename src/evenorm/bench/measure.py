@@ -1,0 +1,147 @@
+"""Measuring a case: variants are built, gated, then timed in turns, pass by pass."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evenorm.bench import allocator, interval
+from evenorm.bench.case import Case, Data
+from evenorm.bench.gate import Verdict, avoid_kinks, check
+from evenorm.bench.machine import largest_cache
+from evenorm.bench.peers import OURS, Unavailable, Variant, build
+from evenorm.bench.roof import copies, roofs
+from evenorm.bench.row import Row, Timing
+from evenorm.bench.stopwatch import interleave
+
+__all__ = ["Plan", "measure", "timings"]
+
+_ALONE = "norm alone"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A case, the passes to time, the memory to time them in, and the variants to time."""
+
+    suite: str
+    case: Case
+    directions: tuple[str, ...]
+    memory: str
+    variants: tuple[str, ...]
+
+
+def measure(plan: Plan, seconds: float) -> Iterator[Row]:
+    """The rows of a plan, each as soon as it is measured."""
+    case = plan.case
+    data = Data.of(case)
+    avoid_kinks(case, data)
+    torch.compiler.reset()
+    variants, absent = _built(plan, data)
+    verdicts, faults = _gated(case, data, variants)
+    absent |= faults
+    for direction in plan.directions:
+        found = {name: Timing(absent=reason) for name, reason in absent.items()}
+        if OURS not in absent:
+            found |= _timed({n: v for n, v in variants.items() if n not in absent}, plan, direction, seconds)
+        # In the order in which they were asked for, the roofs last.
+        found = {name: found[name] for name in dict.fromkeys((*plan.variants, *found)) if name in found}
+        for name, verdict in verdicts.items():
+            timing = found[name]
+            timing.error, timing.share, timing.errors = verdict.error, verdict.share, verdict.errors
+        yield _row(plan, direction, found)
+
+
+def _built(plan: Plan, data: Data) -> tuple[dict[str, Variant], dict[str, str]]:
+    variants: dict[str, Variant] = {}
+    absent = {}
+    for name in plan.variants:
+        try:
+            variants[name] = build(name, plan.case, data)
+        except Unavailable as reason:
+            absent[name] = str(reason)
+        # One variant that cannot be built is one row's news and not the end of the run.
+        except Exception as fault:
+            absent[name] = _said(fault)
+    return variants, absent
+
+
+def _gated(case: Case, data: Data, variants: Mapping[str, Variant]) -> tuple[dict[str, Verdict], dict[str, str]]:
+    outputs, faults = {}, {}
+    for name, variant in variants.items():
+        try:
+            with warnings.catch_warnings():
+                # Compilers warn of their own matters, which would tear the table.
+                warnings.simplefilter("ignore")
+                outputs[name] = variant.outputs()
+        except Exception as fault:
+            faults[name] = _said(fault)
+    alone = {name: found for name, found in outputs.items() if name == _ALONE}
+    whole = {name: found for name, found in outputs.items() if name != _ALONE}
+    verdicts = check(case, data, whole)
+    if alone:
+        bare = replace(case, activation=None, residual=False)
+        verdicts |= check(bare, replace(data, residual=None), alone)
+    faults |= {name: f"wrong: {verdict.fault}" for name, verdict in verdicts.items() if verdict.fault}
+    return verdicts, faults
+
+
+def _said(fault: Exception) -> str:
+    first = (str(fault).strip() or "no message").splitlines()[0]
+    return f"{type(fault).__name__}: {first}"
+
+
+def _timed(variants: Mapping[str, Variant], plan: Plan, direction: str, seconds: float) -> dict[str, Timing]:
+    calls, absent = {}, {}
+    for name, variant in variants.items():
+        try:
+            calls[name] = variant.call(direction)
+        except Unavailable as reason:
+            absent[name] = Timing(absent=str(reason))
+    peaks = {}
+    with torch.set_grad_enabled(direction != "forward"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, call in calls.items():
+            peaks[name] = allocator.peak(call)
+        samples = interleave({**calls, **roofs(plan.case, torch.get_num_threads())}, seconds)
+    found = timings(samples)
+    for name, peak in peaks.items():
+        found[name].peak = peak
+    gc.collect()
+    return found | absent
+
+
+def timings(samples: Mapping[str, NDArray[np.float64]]) -> dict[str, Timing]:
+    """Medians, and the ratios and differences of each variant to ours."""
+    ours = samples[OURS]
+    return {
+        name: Timing(interval.median(taken))
+        if name == OURS
+        else Timing(interval.median(taken), interval.ratio(taken, ours), interval.difference(ours, taken))
+        for name, taken in samples.items()
+    }
+
+
+def _row(plan: Plan, direction: str, found: dict[str, Timing]) -> Row:
+    case = plan.case
+    return Row(
+        plan.suite,
+        case.title,
+        case.network,
+        case.layer,
+        case.size,
+        case.dtype,
+        case.training,
+        direction,
+        plan.memory,
+        case.elements,
+        case.bytes,
+        copies(case, direction),
+        found,
+        cached=2 * case.bytes <= largest_cache(),
+    )

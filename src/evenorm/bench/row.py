@@ -1,0 +1,133 @@
+"""A row: what was measured of one case, one pass and one kind of memory. A run is rows and the machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evenorm.bench.interval import Interval
+from evenorm.bench.peers import OURS
+from evenorm.bench.roof import COPY, STREAM
+
+__all__ = ["Row", "Run", "Timing"]
+
+# Slower than torch means by more than this share of its time and by more than these seconds.
+_SLOWER_SHARE, _SLOWER_SECONDS = 0.10, 3e-6
+
+
+@dataclass
+class Timing:
+    """One variant of a row."""
+
+    seconds: Interval | None = None
+    ratio: Interval | None = None
+    """Its time over ours: above 1, ours is faster."""
+    excess: Interval | None = None
+    """Our time less its time, in seconds."""
+    peak: int | None = None
+    """Bytes held at the most during a call, beyond its inputs."""
+    error: float | None = None
+    """The worst error of an output, in units of the output's largest value."""
+    share: float | None = None
+    """The worst error as a share of its bound."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """The largest error of each output."""
+    absent: str | None = None
+    """Why it was not timed."""
+
+
+@dataclass
+class Row:
+    """A case, a pass (forward, backward, both; training and inference for models), fresh or reused memory."""
+
+    suite: str
+    title: str
+    network: str
+    layer: str
+    size: str
+    dtype: str
+    training: bool
+    direction: str
+    memory: str
+    elements: int
+    bytes: int
+    copies: float
+    timings: dict[str, Timing]
+    cached: bool = False
+    """Whether input and output lie in the last-level cache together."""
+
+    @property
+    def ours(self) -> Timing:
+        """Our variant."""
+        return self.timings[OURS]
+
+    def seconds(self, name: str = OURS) -> float | None:
+        """A variant's median time."""
+        timing = self.timings.get(name)
+        return None if timing is None or timing.seconds is None else timing.seconds.value
+
+    def ratio(self, name: str) -> float | None:
+        """A variant's time over ours."""
+        timing = self.timings.get(name)
+        return None if timing is None or timing.ratio is None else timing.ratio.value
+
+    @property
+    def rate(self) -> float | None:
+        """GB/s of the bytes that cannot be avoided."""
+        seconds = self.seconds()
+        return None if not seconds or not self.copies else 2 * self.bytes * self.copies / seconds / 1e9
+
+    def share_of(self, roof: str = COPY) -> float | None:
+        """The roof's time for these bytes over our time."""
+        mine, floor = self.seconds(), self.seconds(roof)
+        return None if not mine or not floor else floor * self.copies / mine
+
+    @property
+    def compiled_ratio(self) -> float | None:
+        """Torch's layer compiled over our layer compiled."""
+        ours, theirs = self.seconds("evenorm compiled"), self.seconds("compile")
+        return None if not ours or not theirs else theirs / ours
+
+    @property
+    def slower(self) -> bool:
+        """Slower than torch eager by more than 10 % or 3 µs, whichever is larger, with 97.5 % confidence."""
+        timing = self.timings.get("torch")
+        if timing is None or timing.excess is None or timing.seconds is None:
+            return False
+        return timing.excess.low > max(_SLOWER_SHARE * timing.seconds.value, _SLOWER_SECONDS)
+
+    def peers(self) -> dict[str, Timing]:
+        """The variants but ours and the roofs."""
+        return {name: timing for name, timing in self.timings.items() if name not in (OURS, COPY, STREAM)}
+
+
+@dataclass
+class Run:
+    """All rows of one command, on one machine."""
+
+    machine: dict[str, str]
+    date: str
+    command: str
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def write(self, file: Path) -> None:
+        """Write as JSON."""
+        file.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, file: Path) -> Run:
+        """Read what was written."""
+        content = json.loads(file.read_text(encoding="utf-8"))
+        rows = [
+            Row(**{**row, "timings": {name: _timing(timing) for name, timing in row["timings"].items()}})
+            for row in content.pop("rows")
+        ]
+        return cls(**content, rows=rows)
+
+
+def _timing(content: dict[str, Any]) -> Timing:
+    intervals = {name: content[name] for name in ("seconds", "ratio", "excess")}
+    return Timing(**{**content, **{name: i and Interval(*i) for name, i in intervals.items()}})

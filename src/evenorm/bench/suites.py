@@ -1,0 +1,120 @@
+"""The suites ``layers`` and ``fused``: shapes that networks give their layers at 224² pixels, and odd ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from evenorm.bench.case import Case
+from evenorm.bench.measure import Plan
+from evenorm.bench.peers import OURS
+
+__all__ = ["FRESH", "REUSED", "SUITES", "plans", "quick"]
+
+FRESH, REUSED = "fresh", "reused"
+SUITES = ("layers", "fused")
+
+# Reused memory is asked of tensors this large; smaller ones are never mapped anew.
+_LARGE = 1_000_000
+
+_LAYERS: tuple[tuple[str, str, Sequence[tuple[int, ...]]], ...] = (
+    ("ResNet-50", "BatchNorm2d", ((16, 64, 112, 112), (16, 256, 56, 56), (16, 512, 28, 28), (16, 2048, 7, 7))),
+    ("MobileNetV2", "BatchNorm2d", ((16, 96, 112, 112), (16, 144, 56, 56), (16, 576, 14, 14), (16, 1280, 7, 7))),
+    ("EfficientNet-B0", "BatchNorm2d", ((16, 240, 28, 28), (16, 672, 14, 14), (16, 1152, 7, 7))),
+    ("MLP", "BatchNorm1d", ((4096, 512), (256, 1024))),
+    ("speech", "BatchNorm1d", ((32, 128, 1024),)),
+    ("ConvNeXt-T", "LayerNorm2d", ((16, 96, 56, 56), (16, 384, 14, 14))),
+    ("ConvNeXt-T", "LayerNorm", ((16, 56, 56, 96), (16, 14, 14, 384))),
+    ("ViT-B", "LayerNorm", ((16, 197, 768),)),
+    ("GPT-2", "LayerNorm", ((8, 1024, 768),)),
+    ("GPT-2 decoding", "LayerNorm", ((1, 1, 768), (8, 1, 768))),
+    ("Llama", "RMSNorm", ((1, 2048, 4096), (1, 1024, 8192))),
+    ("Llama heads", "RMSNorm", ((1, 1024, 32, 128),)),
+    ("Llama decoding", "RMSNorm", ((1, 1, 4096), (1, 1, 8192))),
+    ("U-Net", "GroupNorm", ((2, 320, 64, 64), (2, 640, 32, 32), (2, 1280, 16, 16))),
+    ("style transfer", "InstanceNorm2d", ((8, 64, 128, 128),)),
+    ("one channel", "BatchNorm2d", ((64, 1, 28, 28),)),
+    ("one pixel", "BatchNorm2d", ((256, 512, 1, 1),)),
+    ("one image", "BatchNorm2d", ((1, 64, 56, 56),)),
+    ("one image", "GroupNorm", ((1, 320, 32, 32),)),
+    ("three features", "LayerNorm", ((100_000, 3),)),
+    ("three features", "RMSNorm", ((100_000, 3),)),
+    ("vocabulary", "LayerNorm", ((64, 50_257),)),
+    ("vocabulary", "RMSNorm", ((64, 50_257),)),
+    ("one long row", "LayerNorm", ((1, 50_257),)),
+)
+
+# Activation, and whether a residual is added before it.
+_FUSED: tuple[tuple[str, str, tuple[int, ...], str, bool], ...] = (
+    ("ResNet-50", "BatchNorm2d", (16, 64, 112, 112), "relu", False),
+    ("ResNet-50", "BatchNorm2d", (16, 256, 56, 56), "relu", True),
+    ("ResNet-50", "BatchNorm2d", (16, 512, 28, 28), "relu", True),
+    ("MobileNetV2", "BatchNorm2d", (16, 96, 112, 112), "relu6", False),
+    ("MobileNetV2", "BatchNorm2d", (16, 576, 14, 14), "relu6", False),
+    ("EfficientNet-B0", "BatchNorm2d", (16, 240, 28, 28), "silu", False),
+    ("MobileNetV3", "BatchNorm2d", (16, 240, 28, 28), "hardswish", False),
+    ("U-Net", "GroupNorm", (2, 320, 64, 64), "silu", False),
+    ("U-Net", "GroupNorm", (2, 1280, 16, 16), "silu", False),
+)
+
+
+def plans(suite: str, memory: Sequence[str], against: Sequence[str]) -> Iterator[Plan]:
+    """What a suite measures, fresh memory first.
+
+    torch's layers are measured everywhere; torch.compile, JAX and onnxruntime in float32 and fresh memory, in
+    training; ``evenorm compiled`` beside ``compile``. Batch normalization's evaluation is measured on ResNet-50's
+    and the MLP's shapes.
+    """
+    cases = list(_layers() if suite == "layers" else _fused())
+    titles = [case.title for case in cases]
+    cases.sort(key=lambda case: titles.index(case.title))
+    inner = ("norm alone", "separate") if suite == "fused" else ()
+    if FRESH in memory:
+        for case in cases:
+            yield Plan(suite, case, ("forward", "both"), FRESH, (OURS, *inner, *_peers(case, against)))
+    if REUSED in memory:
+        for case in cases:
+            if case.dtype == "float32" and case.training and case.elements >= _LARGE:
+                beside = tuple(peer for peer in against if peer == "torch")
+                yield Plan(suite, case, ("forward", "backward"), REUSED, (OURS, *inner, *beside))
+
+
+def _peers(case: Case, against: Sequence[str]) -> tuple[str, ...]:
+    if case.dtype != "float32":
+        return tuple(peer for peer in against if peer == "torch")
+    peers = [peer for peer in against if peer != "compile" or not case.uses_history]
+    return (*peers, "evenorm compiled") if "compile" in peers else tuple(peers)
+
+
+def quick(plan: Plan) -> Plan:
+    """The same plan on a few values: a check of the benchmark and not of the library."""
+    least = {"GroupNorm": 64}.get(plan.case.layer, 8)
+    last = plan.case.layer in ("LayerNorm", "RMSNorm")
+    shape = tuple(
+        min(size, least if axis == 1 or (last and axis == len(plan.case.shape) - 1) else 4)
+        for axis, size in enumerate(plan.case.shape)
+    )
+    return replace(plan, case=replace(plan.case, network="quick", shape=shape))
+
+
+def _layers() -> Iterator[Case]:
+    for dtype in ("float32", "bfloat16"):
+        for network, layer, shapes in _LAYERS:
+            for shape in shapes:
+                yield from _formats(Case(network, layer, shape, dtype))
+                if layer.startswith("BatchNorm") and network in ("ResNet-50", "MLP"):
+                    yield from _formats(Case(network, layer, shape, dtype, training=False))
+
+
+def _fused() -> Iterator[Case]:
+    for dtype in ("float32", "bfloat16"):
+        for network, layer, shape, activation, residual in _FUSED:
+            yield from _formats(Case(network, layer, shape, dtype, activation=activation, residual=residual))
+
+
+def _formats(case: Case) -> Iterator[Case]:
+    yield case
+    has_pixels = case.layer.endswith("2d") or case.layer == "GroupNorm"
+    # One channel or one pixel lies the same way in both.
+    if has_pixels and case.shape[1] > 1 and case.shape[2] * case.shape[3] > 1:
+        yield replace(case, channels_last=True)

@@ -1,0 +1,162 @@
+"""A run in a terminal of 80 columns: rows as they are measured, then the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from evenorm.bench.roof import COPY, STREAM
+from evenorm.bench.row import Row, Run
+from evenorm.bench.summary import COMPILED, LARGE, PASSES, Summary
+
+__all__ = ["WIDTH", "closing", "heading", "line", "watch"]
+
+WIDTH = 80
+
+_MARKS = {"forward": "fwd", "backward": "bwd", "both": "f+b", "training": "trn", "inference": "inf"}
+_SHORT = {"compile": "comp.", "onnxruntime": "onnx", "norm alone": "alone", "separate": "apart"}
+_PEERS_SHOWN = 4
+# Below this the kernel's count of resident pages is too coarse.
+_LEAST_PEAK = 1 << 20
+
+
+def watch(rows: Iterable[Row], total: int, run: Run, console: Console) -> bool:
+    """Print rows as they come, above a bar; return whether Ctrl-C ended them."""
+    columns = (
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("", total=total)
+        try:
+            for row in _printed(rows, run, progress.console):
+                run.rows.append(row)
+                progress.advance(bar)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _printed(rows: Iterable[Row], run: Run, console: Console) -> Iterator[Row]:
+    above: tuple[str, ...] = ()
+    for row in rows:
+        group = (row.suite, row.title, row.memory)
+        if group != above:
+            console.print(heading(row))
+            above = group
+        console.print(line(row))
+        yield row
+
+
+def shown(row: Row) -> list[str]:
+    """The peers that have a column."""
+    return [name for name in row.peers() if name != "evenorm compiled"][:_PEERS_SHOWN]
+
+
+def heading(row: Row) -> Text:
+    """What the rows below share, and their columns."""
+    columns = [f"{'shape':17}", "   ", f"{'time':>7}", f"{'GB/s':>5}", "copy", "strm", f"{'mem':>4}", f"{'error':>5}"]
+    columns += [f"{_SHORT.get(name, name):>5}" for name in shown(row)]
+    where = "" if row.suite == "models" else f" · {row.memory} memory"
+    return Text.assemble((f"\n{row.title}{where}\n", "bold"), (" ".join(columns), "dim"))
+
+
+def line(row: Row) -> Text:
+    """One row: time, GB/s, percent of both roofs, peak memory in inputs, error, and each peer's time over ours."""
+    start = f"{row.size:17} {_MARKS[row.direction]}"
+    if row.ours.absent is not None:
+        fault = Text(f"{start} {row.ours.absent}", style="red")
+        fault.truncate(WIDTH, overflow="ellipsis")
+        return fault
+    peak = row.ours.peak
+    cells = [
+        f"{_time(row.seconds()):>7}",
+        _number(row.rate, "5.1f"),
+        _number(row.share_of(COPY), "4.0%"),
+        _number(row.share_of(STREAM), "4.0%"),
+        _number(peak / row.bytes if peak is not None and row.bytes >= _LEAST_PEAK else None, "4.1f"),
+        f"{row.ours.error:>5.0e}".replace("e-0", "e-") if row.ours.error is not None else " " * 5,
+    ]
+    text = Text(" ".join([start, *cells]))
+    for name in shown(row):
+        text.append(f" {times(row.ratio(name)):>5}", style="red" if name == "torch" and row.slower else "")
+    return text
+
+
+def times(ratio: float | None) -> str:
+    """A ratio in at most five characters.
+
+    >>> [times(r) for r in (0.984, 1.5, 24.19, 1234.0, None)]
+    ['0.98×', '1.50×', '24.2×', '1234×', '–']
+    """
+    if ratio is None:
+        return "–"
+    return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.1f}×" if ratio < 100 else f"{ratio:.0f}×"
+
+
+def closing(run: Run, summary: Summary) -> RenderableType:
+    """The summary."""
+    parts: list[RenderableType] = [_means(summary)]
+    parts += [
+        Text(
+            f"Reused memory beyond the cache, {PASSES[share.direction]}: {share.mean:.0%} of {share.roof} "
+            f"({share.rows} rows; worst {share.worst:.0%}, {share.worst_row})"
+        )
+        for share in summary.shares
+    ]
+    compared = [row for row in run.rows if row.ratio("torch") is not None]
+    if compared:
+        judged = f"{len(summary.slower)} of {len(compared)} rows are slower than torch eager"
+        parts.append(Text(f"\n{judged} by more than 10 % or 3 µs, whichever is larger.", style="bold"))
+        parts.append(Text("Nearest to torch eager, its time over ours with 95 % interval:"))
+    for row in summary.worst:
+        found = row.timings["torch"].ratio
+        assert found is not None
+        name = f"{row.title} {row.size} {_MARKS[row.direction]} {row.memory}"
+        parts.append(Text(f"  {times(found.value)} [{found.low:.2f}, {found.high:.2f}]  {name}"))
+    if summary.wrong:
+        parts.append(Text(f"\n{len(summary.wrong)} rows have no speed:", style="bold red"))
+        parts += [Text(f"  {row.title} {row.size} {_MARKS[row.direction]}: {row.ours.absent}") for row in summary.wrong]
+    return Group(*parts)
+
+
+def _means(summary: Summary) -> Table:
+    names = list(dict.fromkeys(name for means in summary.means.values() for name in means))
+    names = [name for name in names if name != "evenorm compiled"]
+    if COMPILED in names:
+        names.append(names.pop(names.index(COMPILED)))
+    table = Table(
+        title=f"\nPeer's time over ours: geometric mean (rows), above {LARGE:,} elements",
+        title_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
+    )
+    table.add_column("")
+    for name in names:
+        table.add_column(_SHORT.get(name, name), justify="right", no_wrap=True)
+    for (suite, dtype, direction, memory), means in summary.means.items():
+        cells = [f"{times(means[name].value)} ({means[name].rows})" if name in means else "–" for name in names]
+        label = f"{suite}, {dtype}" if suite == "models" else f"{suite}, {dtype}, {memory}"
+        table.add_row(f"{label} {_MARKS[direction]}", *cells)
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    width = int(form.split(".")[0])
+    return f"{value:{form}}"[: width + 1] if value is not None else " " * width
+
+
+def _time(seconds: float | None) -> str:
+    assert seconds is not None
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}" if seconds < 1000 * scale else f"{seconds:.0f} s"
+    return f"{seconds * 1e9:.0f} ns"
