@@ -52,14 +52,10 @@ def test_extension_is_built_where_a_compiler_is() -> None:
 
 def test_one_openmp_runtime() -> None:
     script = (
-        "import torch, evenorm._cpu;"
-        "from evenorm.kernels.environment import environment;"
-        "print(environment()['openmp'])"
+        "import torch, evenorm._cpu;from evenorm.kernels.environment import environment;print(environment()['openmp'])"
     )
     if environment()["extension"] != "built":
         pytest.skip("the extension is not built")
-    printed = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    ).stdout
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert len(printed.split(",")) == 1
     assert "omp" in printed

@@ -94,7 +94,5 @@ def test_import_brings_in_nothing_heavy() -> None:
 
 
 def test_import_costs_under_a_fifth_of_a_second_beyond_torch() -> None:
-    script = (
-        "import torch, time; start = time.perf_counter(); import evenorm\nprint(time.perf_counter() - start)"
-    )
+    script = "import torch, time; start = time.perf_counter(); import evenorm\nprint(time.perf_counter() - start)"
     assert min(float(python(script)) for _ in range(3)) < 0.2

@@ -50,7 +50,7 @@ class LayerNorm(Layer, nn.LayerNorm):
 
     def __init__(
         self,
-        normalized_shape: int | list[int] | torch.Size,
+        normalized_shape: int | list[int] | tuple[int, ...] | torch.Size,
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
@@ -100,7 +100,7 @@ class RMSNorm(Layer, nn.RMSNorm):
 
     def __init__(
         self,
-        normalized_shape: int | list[int] | torch.Size,
+        normalized_shape: int | list[int] | tuple[int, ...] | torch.Size,
         eps: float | None = None,
         elementwise_affine: bool = True,
         device: Any = None,

@@ -86,7 +86,7 @@ class Layer(nn.Module):
         scale: Tensor | None = None,
         shift: Tensor | None = None,
         residual: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Any:
         """Normalize.
 
         Args:
