@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ def cached(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return (function if torch.compiler.is_compiling() else remembered)(*args, **kwargs)
+        called: Any = function if torch.compiler.is_compiling() else remembered
+        return called(*args, **kwargs)
 
     return call

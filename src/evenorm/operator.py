@@ -163,8 +163,9 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
         # The derivative is piecewise constant, so no higher order passes through it.
         dy = dy * settings.parsed()[2].derivative(other.detach())
         settings, residual = settings._replace(activation="identity"), None
-    given = (mean, variance) if ctx.given else (None, None)
-    y, *_ = _composed(x, weight, bias, *given, residual, settings)
+    if not ctx.given:
+        mean = variance = None
+    y, *_ = _composed(x, weight, bias, mean, variance, residual, settings)
     gradients: list[Tensor | None] = [None] * 6
     wanted = {k: t for k, t in enumerate((x, weight, bias, None, None, residual)) if t is not None}
     wanted = {k: t for k, t in wanted.items() if ctx.needs_input_grad[k]}
@@ -189,8 +190,8 @@ def _gradients(
     *values: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, Σ dz·x̂, Σ dz, dz by the chosen kernel; ``spread`` is the variance where statistics are given, else M2."""
-    *values, given, needs_input = values
-    settings = Settings(*values)
+    *plain, given, needs_input = values
+    settings = Settings(*plain)
     pattern, affine, epilogue = settings.parsed()
     gradients = kernels.backward(
         kernels.choose(x, pattern, affine, settings.kernel),
@@ -244,8 +245,8 @@ def _fake_gradients(
     output: Tensor | None,
     *values: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *values, _, needs_input = values
-    pattern, affine, _ = Settings(*values).parsed()
+    *plain, _, needs_input = values
+    pattern, affine, _ = Settings(*plain).parsed()
     parameter = x.new_empty(pattern.bind(x.shape).sizes(affine.axes), dtype=torch.float64)
     has_residual = residual is not None or output is not None
     dx = torch.empty_like(x) if needs_input else x.new_empty(0)
