@@ -127,9 +127,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.settings, ctx.given = Settings(*values), mean is not None
     # A history is copied, since the next training step writes into it.
     statistics = (mean.clone(), variance.clone()) if ctx.given else (batch_mean, m2)
-    # The output is what the next layer keeps anyway; the residual may be kept by nobody else.
+    # The output is what the next layer keeps anyway; the residual may be kept by nobody else. Without an activation
+    # the residual's gradient is the incoming one, and neither is needed.
     ctx.by_output = residual is not None and ctx.settings.parsed()[2].by_output
-    ctx.save_for_backward(x, weight, bias, *statistics, y if ctx.by_output else residual)
+    other = y if ctx.by_output else residual
+    ctx.save_for_backward(x, weight, bias, *statistics, None if ctx.settings.activation == "identity" else other)
 
 
 def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -150,7 +152,7 @@ def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         d_bias.reshape(bias.shape).to(bias.dtype) if needs[2] else None,
         None,
         None,
-        d_residual if needs[5] else None,
+        (dy if ctx.settings.activation == "identity" else d_residual) if needs[5] else None,
         *nothing,
     )
 
@@ -159,7 +161,7 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """The gradients as a graph of torch's own operations, for derivatives of any order."""
     x, weight, bias, mean, variance, other = ctx.saved_tensors
     settings, residual = ctx.settings, other
-    if ctx.by_output:
+    if other is not None and ctx.by_output:
         # The derivative is piecewise constant, so no higher order passes through it.
         dy = dy * settings.parsed()[2].derivative(other.detach())
         settings, residual = settings._replace(activation="identity"), None

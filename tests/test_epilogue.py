@@ -1,0 +1,163 @@
+"""Activations and residuals: fused layers against torch's separate ones in float64, forward and backward."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from math import sqrt
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import evenorm
+from evenorm.epilogue import ACTIVATIONS
+from kernels_here import AVAILABLE
+
+MODULES: dict[str, nn.Module] = {
+    "identity": nn.Identity(),
+    "relu": nn.ReLU(),
+    "relu6": nn.ReLU6(),
+    "leaky_relu": nn.LeakyReLU(0.01),
+    "silu": nn.SiLU(),
+    "hardswish": nn.Hardswish(),
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU("tanh"),
+}
+LAYERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "batch": (lambda **k: evenorm.BatchNorm2d(6, **k), lambda: nn.BatchNorm2d(6)),
+    "group": (lambda **k: evenorm.GroupNorm(2, 6, **k), lambda: nn.GroupNorm(2, 6)),
+    "layer": (lambda **k: evenorm.LayerNorm(5, **k), lambda: nn.LayerNorm(5)),
+    "instance": (
+        lambda **k: evenorm.InstanceNorm2d(6, affine=True, **k),
+        lambda: nn.InstanceNorm2d(6, affine=True),
+    ),
+    "rms": (lambda **k: evenorm.RMSNorm(5, **k), lambda: nn.RMSNorm(5, eps=torch.finfo(torch.float32).eps)),
+}
+SHAPE = (4, 6, 4, 5)
+
+
+def pair(family: str, activation: str, kernel: str) -> tuple[Any, nn.Module]:
+    """The fused layer in float32, and torch's with the same parameters in float64."""
+    torch.manual_seed(0)
+    ours, theirs = LAYERS[family][0](activation=activation), LAYERS[family][1]()
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter)
+    ours.kernel = kernel
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs.double()
+
+
+def assert_near(found: Tensor, expected: Tensor, what: str) -> None:
+    """Within a few roundings of the largest term of a group of at most 120 values."""
+    bound = 16 * torch.finfo(torch.float32).eps * sqrt(120) * expected.abs().max().item()
+    error = (found.double() - expected).abs().max().item()
+    assert expected.abs().max() > 0
+    assert error <= bound, f"{what}: off by {error:.3g}, bound {bound:.3g}"
+
+
+def test_every_activation_has_its_module() -> None:
+    assert set(MODULES) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("kernel", AVAILABLE)
+@pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("activation", MODULES)
+@pytest.mark.parametrize("family", LAYERS)
+def test_agrees_with_the_separate_layers(family: str, activation: str, with_residual: bool, kernel: str) -> None:
+    for training in (True, False):
+        for memory in (torch.contiguous_format, torch.channels_last):
+            ours, theirs = pair(family, activation, kernel)
+            ours.train(training), theirs.train(training)
+            x, r, dy = (3 * torch.randn(SHAPE).contiguous(memory_format=memory) for _ in range(3))
+            leaves = [t.clone().requires_grad_() for t in (x, r)]
+            wide = [t.double().requires_grad_() for t in (x, r)]
+            y = ours(leaves[0], residual=leaves[1] if with_residual else None)
+            expected = MODULES[activation](theirs(wide[0]) + (wide[1] if with_residual else 0))
+            assert_near(y, expected.detach(), "y")
+            assert y.stride() == leaves[0].stride()
+            count = 2 if with_residual else 1
+            found = torch.autograd.grad(y, [*leaves[:count], *ours.parameters()], dy)
+            wanted = torch.autograd.grad(expected, [*wide[:count], *theirs.parameters()], dy.double())
+            for k, (f, w) in enumerate(zip(found, wanted, strict=True)):
+                assert_near(f, w, f"gradient {k}, training={training}, {memory}")
+
+
+@pytest.mark.parametrize("activation", ["silu", "hardswish", "gelu", "gelu_tanh", "leaky_relu"])
+def test_derivatives_of_higher_order(activation: str) -> None:
+    torch.manual_seed(1)
+    layer = evenorm.BatchNorm2d(3, activation=activation, track_running_stats=False).double()
+    x, r = (torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def call(x: Tensor, r: Tensor) -> Tensor:
+        return layer(x, residual=r)
+
+    assert torch.autograd.gradcheck(call, (x, r))
+    assert torch.autograd.gradgradcheck(call, (x, r))
+
+
+def test_a_residual_before_gives_the_sum_too() -> None:
+    layer = evenorm.RMSNorm(5, activation=evenorm.Epilogue(residual="before"))
+    x, r = torch.randn(SHAPE), torch.randn(SHAPE)
+    y, total = layer(x, residual=r)
+    assert torch.equal(total, x + r)
+    assert torch.equal(y, evenorm.RMSNorm(5)(x + r))
+
+
+def test_converters_leave_a_fused_batch_norm_alone() -> None:
+    layer = evenorm.BatchNorm2d(6, activation="relu")
+    assert not isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(layer) is layer
+    assert "activation=relu" in repr(layer)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        x = torch.randn(SHAPE)
+        assert torch.equal(twin(x), layer(x))
+    layer.load_state_dict(nn.BatchNorm2d(6).state_dict(), strict=True)
+
+
+def saved_bytes(call: Callable[[], Tensor]) -> int:
+    """Memory that the backward pass keeps, each storage once."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = call()
+    assert result.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "hardswish"])
+def test_no_activation_is_kept_for_the_backward_pass(activation: str) -> None:
+    x = torch.randn(8, 6, 16, 16, requires_grad=True)
+    ours = evenorm.BatchNorm2d(6, activation=activation)
+    theirs = nn.Sequential(nn.BatchNorm2d(6), MODULES[activation])
+    small = 1000
+    assert saved_bytes(lambda: ours(x)) <= x.nbytes + small
+    assert saved_bytes(lambda: theirs(x)) >= 2 * x.nbytes
+
+
+def test_a_fused_layer_is_one_graph() -> None:
+    layer = evenorm.BatchNorm2d(6, activation="silu")
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    x, r, dy = (torch.randn(SHAPE) for _ in range(3))
+    results = []
+    for call in (layer, compiled):
+        leaves = [x.clone().requires_grad_(), r.clone().requires_grad_()]
+        y = call(leaves[0], residual=leaves[1])
+        results.append((y, *torch.autograd.grad(y, leaves, dy)))
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(expected, found)
+
+
+def test_bad_epilogues_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"BatchNorm2d: there is no activation 'swish'"):
+        evenorm.BatchNorm2d(6, activation="swish")
+    layer = evenorm.BatchNorm2d(6, activation="relu")
+    with pytest.raises(ValueError, match=r"expected a residual of the input's shape"):
+        layer(torch.randn(SHAPE), residual=torch.randn(4, 6, 4, 4))
+    assert layer.num_batches_tracked.item() == 0
