@@ -30,6 +30,11 @@ def _weight_of(caller: str, module: nn.Module, name: str) -> Tensor:
     return weight
 
 
+def _check_axis(caller: str, weight: Tensor, name: str, dim: int | None) -> None:
+    if dim is not None and not -weight.dim() <= dim < weight.dim():
+        raise ValueError(f"{caller}: dim must name an axis of {name} {tuple(weight.shape)}, got {dim}")
+
+
 def _parameters(module: nn.Module) -> str:
     return ", ".join(n for n, _ in module.named_parameters(recurse=False)) or "none"
 
@@ -86,8 +91,7 @@ def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Mo
     True
     """
     weight = _weight_of("weight_norm", module, name)
-    if dim is not None and not -weight.dim() <= dim < weight.dim():
-        raise ValueError(f"weight_norm: dim must name an axis of {name} {tuple(weight.shape)}, got {dim}")
+    _check_axis("weight_norm", weight, name, dim)
     norm = WeightNorm(dim)
     if (norm.right_inverse(weight.detach())[0] == 0).any():
         raise ValueError(
@@ -166,7 +170,7 @@ def spectral_norm(
         The module, with the parameter ``parametrizations.weight.original`` and buffers ``_u``, ``_v``.
 
     Raises:
-        ValueError: there is no such parameter, or fewer than one power iteration.
+        ValueError: there is no such parameter or axis, or fewer than one power iteration.
 
     Source:
         Miyato et al., "Spectral Normalization for Generative Adversarial Networks" (2018), algorithm 1.
@@ -180,5 +184,6 @@ def spectral_norm(
         raise ValueError(f"spectral_norm: expected at least one power iteration, got {n_power_iterations}")
     if dim is None:
         dim = 1 if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)) else 0
+    _check_axis("spectral_norm", weight, name, dim)
     parametrize.register_parametrization(module, name, SpectralNorm(weight, n_power_iterations, dim, eps))
     return module
