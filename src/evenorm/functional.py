@@ -14,7 +14,7 @@ from evenorm.epilogue import Epilogue
 from evenorm.kernels import aten
 from evenorm.moments import Moments
 from evenorm.operator import Settings, call
-from evenorm.pattern import Pattern, PatternError
+from evenorm.pattern import Pattern, PatternError, naming
 from evenorm.recipe import Recipe
 from evenorm.statistics import Batch, History, Statistics
 
@@ -73,17 +73,18 @@ def normalize(
     tensor([[-1.,  1.],
             [-1.,  1.]])
     """
-    parsed = (Settings(pattern).parsed()[0] if isinstance(pattern, str) else pattern).with_sizes(**sizes)
-    recipe = Recipe(
-        parsed,
-        centered,
-        statistics or Batch(),
-        tuple(history_axes.split()),
-        affine if isinstance(affine, Affine) else Affine(affine),
-        eps,
-        Epilogue.of(activation),
-        kernel,
-    )
+    with naming("normalize"):
+        parsed = (Settings(pattern).parsed()[0] if isinstance(pattern, str) else pattern).with_sizes(**sizes)
+        recipe = Recipe(
+            parsed,
+            centered,
+            statistics or Batch(),
+            tuple(history_axes.split()),
+            affine if isinstance(affine, Affine) else Affine(affine),
+            eps,
+            Epilogue.of(activation),
+            kernel,
+        )
     return run(recipe, x, weight, bias, history, training, "normalize", residual)
 
 
@@ -163,6 +164,11 @@ def _check(
     caller: object,
 ) -> None:
     """Refuse what cannot be normalized, before anything is written."""
+    for name, tensor in (("input", x), ("weight", weight), ("bias", bias), ("residual", residual)):
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{caller}: expected a tensor for the {name}, got {type(tensor).__name__}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{caller}: expected a dense tensor, got layout {x.layout}; convert it with x.to_dense()")
     if not x.is_floating_point():
         raise TypeError(f"{caller}: expected a floating-point tensor, got {x.dtype}; convert it with x.float()")
     past = None if history is None else history.mean
@@ -187,7 +193,7 @@ def _check(
     wanted = ((weight, "weight", parameters, axes), (bias, "bias", parameters, axes), (past, "history", averages, kept))
     for tensor, name, count, names in wanted:
         if tensor is not None and tensor.numel() != count:
-            where = f"on {names!r}" if names else "on no axis; name its axes, for example 'c'"
+            where = f"on {names!r}" if names else "for no axis; name the axes it lies on, for example affine='c'"
             raise ValueError(
                 f"{caller}: expected a {name} of {count} values {where}, got shape {tuple(tensor.shape)} for an input "
                 f"of shape {tuple(x.shape)}"

@@ -10,11 +10,12 @@ number of axes, ``name=8`` fixes a size. The notation of brackets is einx's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
 
-__all__ = ["Axis", "Binding", "Factor", "Pattern", "PatternError"]
+__all__ = ["Axis", "Binding", "Factor", "Pattern", "PatternError", "naming"]
 
 ELLIPSIS = "..."
 
@@ -316,3 +317,14 @@ def _parse(text: str) -> Pattern:
     if not any(f.reduced for f in pattern.factors):
         raise PatternError("nothing is reduced; put the axes that share statistics in brackets: '[n] c [...]'", text)
     return pattern
+
+
+@contextmanager
+def naming(layer: str) -> Iterator[None]:
+    """Put a layer's name in front of what is wrong with its arguments."""
+    try:
+        yield
+    except PatternError as fault:
+        raise fault.named(layer) from None
+    except ValueError as fault:
+        raise ValueError(f"{layer}: {fault}") from None

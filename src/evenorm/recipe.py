@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -50,8 +51,12 @@ class Recipe:
     remembered_axes: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.eps is not None and not (isinstance(self.eps, (int, float)) and self.eps >= 0):
-            raise ValueError(f"eps must be a number of at least 0, got {self.eps!r}")
+        if self.eps is not None and not (isinstance(self.eps, (int, float)) and 0 <= self.eps < math.inf):
+            raise ValueError(f"eps must be a finite number of at least 0, got {self.eps!r}")
+        if not isinstance(self.statistics, Statistics):
+            raise ValueError(
+                f"statistics must be Batch(), Running(…), Cumulative() or Frozen(), got {self.statistics!r}"
+            )
         kept = [f.name for f in self.pattern.factors if not f.reduced]
         for name in self.history:
             if name not in kept:

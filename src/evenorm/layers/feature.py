@@ -10,8 +10,8 @@ from torch import nn
 from evenorm.affine import Affine, Cast
 from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
-from evenorm.layers.layer import Layer, naming
-from evenorm.pattern import Pattern
+from evenorm.layers.layer import Layer
+from evenorm.pattern import Pattern, naming
 
 __all__ = ["LayerNorm", "LayerNorm2d", "RMSNorm", "RMSNorm2d"]
 

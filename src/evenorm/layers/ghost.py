@@ -38,7 +38,7 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         decay: float | None = None,
         activation: str | Epilogue | None = None,
     ) -> None:
-        if not isinstance(virtual_batch_size, int) or virtual_batch_size < 1:
+        if type(virtual_batch_size) is not int or virtual_batch_size < 1:
             raise ValueError(
                 f"{type(self).__name__}: virtual_batch_size must be a positive integer, got {virtual_batch_size!r}"
             )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
@@ -17,11 +15,11 @@ from evenorm.affine import Affine
 from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
 from evenorm.functional import run
-from evenorm.pattern import Pattern, PatternError
+from evenorm.pattern import Pattern, PatternError, naming
 from evenorm.recipe import Recipe
 from evenorm.statistics import Batch, Cumulative, History, Running, Statistics
 
-__all__ = ["BatchLayer", "Layer", "naming"]
+__all__ = ["BatchLayer", "Layer"]
 
 
 class Layer(nn.Module):
@@ -37,7 +35,7 @@ class Layer(nn.Module):
     forms: ClassVar[tuple[str, ...]] = ()
     """Input shapes that the layer takes; any that fits the pattern where there are none."""
 
-    least_values: ClassVar[int] = 1
+    least_values: Any = 1
     """Values that a statistic of a batch needs at the least."""
 
     # Read at each call; properties where they follow from other attributes.
@@ -139,6 +137,8 @@ class Layer(nn.Module):
 
     def check(self, input: Tensor, recipe: Recipe) -> None:
         """Refuse a shape that the layer does not take, before anything is written."""
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{self}: expected a tensor, got {type(input).__name__}")
         if torch.jit.is_tracing():  # type: ignore[attr-defined]
             return
         fault = _shape_fault(self.forms, getattr(self, "num_features", None), input.shape)
@@ -175,6 +175,8 @@ class Layer(nn.Module):
         return replace(recipe, affine=affine)
 
     def _given_axes(self, recipe: Recipe, input: Tensor, given: Tensor) -> tuple[str, ...]:
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{self}: expected a tensor for scale and shift, got {type(given).__name__}")
         binding = recipe.pattern.bind(input.shape)
         own = recipe.affine.axes
         first = tuple(n for n, axis in zip(binding.names, binding.axes, strict=True) if axis == 0)
@@ -211,17 +213,6 @@ def _values(pattern: Pattern, shape: tuple[int, ...]) -> int:
     return pattern.bind(shape).count
 
 
-@contextmanager
-def naming(layer: str) -> Iterator[None]:
-    """Put the layer's name in front of what is wrong with its arguments."""
-    try:
-        yield
-    except PatternError as fault:
-        raise fault.named(layer) from None
-    except ValueError as fault:
-        raise ValueError(f"{layer}: {fault}") from None
-
-
 class BatchLayer(Layer):
     """A layer with torch's running statistics: ``momentum``, ``track_running_stats`` and three buffers."""
 
@@ -246,14 +237,17 @@ class BatchLayer(Layer):
         decay: float | None = None,
         activation: str | Epilogue | None = None,
     ) -> None:
-        with naming(type(self).__name__):
+        name = type(self).__name__.removeprefix("Fused")
+        if decay is not None and momentum != 0.1:
+            raise ValueError(f"{name}: give either momentum or decay, got momentum={momentum} and decay={decay}")
+        with naming(name):
             self.epilogue = Epilogue.of(activation)
             given = None if decay is None else Running(decay=decay).momentum
         if given is not None:
             momentum = given
         elif momentum is not None and 0.9 <= momentum < 1:
             warnings.warn(
-                f"{type(self).__name__}: momentum={momentum} keeps {1 - momentum:.3g} of the past at each step "
+                f"{name}: momentum={momentum} keeps {1 - momentum:.3g} of the past at each step "
                 f"(torch's convention). If {momentum} of the past should stay, write decay={momentum}",
                 stacklevel=2 + (type(self).__init__ is not BatchLayer.__init__),
             )

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
-from evenorm.layers.layer import Layer, naming
-from evenorm.pattern import Pattern, PatternError
+from evenorm.layers.layer import Layer
+from evenorm.pattern import Pattern, PatternError, naming
 from evenorm.statistics import Batch, History, Statistics
 
 __all__ = ["Norm"]
