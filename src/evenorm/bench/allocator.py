@@ -9,7 +9,6 @@ torch's and JAX's, and no interface for outputs is needed. It cannot be undone, 
 from __future__ import annotations
 
 import ctypes
-import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +45,6 @@ def settle() -> None:
 def peak(call: Callable[[], object]) -> int | None:
     """Bytes that one call holds at the most beyond what was held before; ``None`` where Linux cannot say."""
     call()
-    gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import evenorm
+from evenorm.epilogue import Epilogue, Place
 
 __all__ = ["Case", "Data", "permuted_layer_norm"]
 
@@ -28,7 +29,7 @@ class Case:
     training: bool = True
     groups: int = 32
     activation: str | None = None
-    residual: bool = False
+    residual: Place | None = None
 
     @property
     def elements(self) -> int:
@@ -74,16 +75,22 @@ class Case:
     @property
     def title(self) -> str:
         """What cases under one heading share."""
-        parts = [self.layer + "".join(f"+{part}" for part in self.extras)]
+        before, after = ("add",) * (self.residual == "before"), ("add",) * (self.residual == "after")
+        parts = ["+".join([*before, self.layer, *after, *([self.activation] if self.activation else [])])]
         if self.family == "BatchNorm":
             parts.append("training" if self.training else "evaluation")
         return " · ".join([*parts, self.dtype])
 
     @property
-    def extras(self) -> tuple[str, ...]:
-        """What is fused with the layer."""
-        added = ("add",) if self.residual else ()
-        return added if self.activation is None else (*added, self.activation)
+    def fuses(self) -> bool:
+        """Whether anything is fused with the layer."""
+        return self.activation is not None or self.residual is not None
+
+    @property
+    def kind(self) -> str:
+        """What is fused with what, whatever the layer and the activation."""
+        norm = "add+norm" if self.residual == "before" else "norm+add" if self.residual else "norm"
+        return f"{norm}+act" if self.activation else norm
 
     def arguments(self) -> tuple[tuple[int, ...], dict[str, object]]:
         """The constructor's arguments, which are torch's."""
@@ -97,10 +104,12 @@ class Case:
             return (self.shape[-1],), {"eps": _RMS_EPS} if self.layer == "RMSNorm" else {}
         return (channels,), options
 
-    def ours(self, **options: object) -> nn.Module:
-        """Our layer."""
-        arguments, fixed = self.arguments()
-        return self._prepared(getattr(evenorm, self.layer)(*arguments, **fixed, **options))
+    def ours(self, fused: bool = False) -> nn.Module:
+        """Our layer, with the epilogue in it or without."""
+        arguments, options = self.arguments()
+        if fused and self.fuses:
+            options["activation"] = Epilogue(self.activation or "identity", residual=self.residual or "after")
+        return self._prepared(getattr(evenorm, self.layer)(*arguments, **options))
 
     def torchs(self) -> nn.Module:
         """Torch's layer, or what its users write where it has none."""
@@ -136,6 +145,8 @@ class Data:
     mean: Tensor
     variance: Tensor
     residual: Tensor | None
+    d_total: Tensor | None
+    """The cotangent of the sum, where a residual is added before the normalization."""
 
     @classmethod
     def of(cls, case: Case, seed: int = 0) -> Data:
@@ -159,6 +170,7 @@ class Data:
             0.5 + 0.2 * draw(channels),
             torch.rand(channels, generator=source) + 1.5,
             laid(draw(*case.shape)).requires_grad_() if case.residual else None,
+            laid(draw(*case.shape)) if case.residual == "before" else None,
         )
 
     def load(self, module: nn.Module) -> nn.Module:

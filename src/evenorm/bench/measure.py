@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from evenorm.bench import allocator, interval
 from evenorm.bench.case import Case, Data
-from evenorm.bench.gate import Verdict, avoid_kinks, check
+from evenorm.bench.expected import avoid_kinks
+from evenorm.bench.gate import Verdict, check
 from evenorm.bench.machine import largest_cache
 from evenorm.bench.peers import OURS, Unavailable, Variant, build
 from evenorm.bench.roof import copies, roofs
@@ -41,7 +42,10 @@ def measure(plan: Plan, seconds: float) -> Iterator[Row]:
     case = plan.case
     data = Data.of(case)
     avoid_kinks(case, data)
-    torch.compiler.reset()
+    if "compile" in plan.variants:
+        torch.compiler.reset()
+    # What the last case left, but not all of torch's own objects.
+    gc.collect(1)
     variants, absent = _built(plan, data)
     verdicts, faults = _gated(case, data, variants)
     absent |= faults
@@ -52,7 +56,7 @@ def measure(plan: Plan, seconds: float) -> Iterator[Row]:
         # In the order in which they were asked for, the roofs last.
         found = {name: found[name] for name in dict.fromkeys((*plan.variants, *found)) if name in found}
         for name, verdict in verdicts.items():
-            timing = found[name]
+            timing = found.setdefault(name, Timing())
             timing.error, timing.share, timing.errors = verdict.error, verdict.share, verdict.errors
         yield _row(plan, direction, found)
 
@@ -85,8 +89,8 @@ def _gated(case: Case, data: Data, variants: Mapping[str, Variant]) -> tuple[dic
     whole = {name: found for name, found in outputs.items() if name != _ALONE}
     verdicts = check(case, data, whole)
     if alone:
-        bare = replace(case, activation=None, residual=False)
-        verdicts |= check(bare, replace(data, residual=None), alone)
+        bare = replace(case, activation=None, residual=None)
+        verdicts |= check(bare, replace(data, residual=None, d_total=None), alone)
     faults |= {name: f"wrong: {verdict.fault}" for name, verdict in verdicts.items() if verdict.fault}
     return verdicts, faults
 
@@ -106,13 +110,13 @@ def _timed(variants: Mapping[str, Variant], plan: Plan, direction: str, seconds:
     peaks = {}
     with torch.set_grad_enabled(direction != "forward"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, call in calls.items():
+        # Kept memory hides what a call holds.
+        for name, call in calls.items() if plan.memory == "fresh" else ():
             peaks[name] = allocator.peak(call)
         samples = interleave({**calls, **roofs(plan.case, torch.get_num_threads())}, seconds)
     found = timings(samples)
     for name, peak in peaks.items():
         found[name].peak = peak
-    gc.collect()
     return found | absent
 
 
@@ -130,7 +134,7 @@ def timings(samples: Mapping[str, NDArray[np.float64]]) -> dict[str, Timing]:
 def _row(plan: Plan, direction: str, found: dict[str, Timing]) -> Row:
     case = plan.case
     return Row(
-        plan.suite,
+        plan.suite if plan.suite == "layers" else f"{plan.suite} {case.kind}",
         case.title,
         case.network,
         case.layer,

@@ -25,13 +25,17 @@ _pool = ThreadPoolExecutor()
 def copies(case: Case, direction: str) -> float:
     """Reads and writes that a pass cannot avoid, in copies of the input.
 
-    A residual is read once, and its gradient written once.
+    A residual that is added before is read, and its sum written; backward the sum's gradient is read. One that is
+    added after is read; with an activation backward reads what tells its slope, and writes the residual's gradient.
 
     >>> [copies(Case("", "LayerNorm", (4, 4)), direction) for direction in ("forward", "backward", "both")]
     [1.0, 1.5, 2.5]
     """
-    extra = 0.5 * case.residual
-    forward, backward = 1.0 + extra, 1.5 + extra
+    forward, backward = 1.0, 1.5
+    if case.residual == "before":
+        forward, backward = 2.0, 2.0
+    elif case.residual == "after":
+        forward, backward = 1.5, 2.5 if case.activation else 1.5
     return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from evenorm.bench.case import Case
 from evenorm.bench.measure import Plan
 from evenorm.bench.peers import OURS
+from evenorm.epilogue import Place
 
 __all__ = ["FRESH", "REUSED", "SUITES", "plans", "quick"]
 
@@ -44,17 +45,19 @@ _LAYERS: tuple[tuple[str, str, Sequence[tuple[int, ...]]], ...] = (
     ("one long row", "LayerNorm", ((1, 50_257),)),
 )
 
-# Activation, and whether a residual is added before it.
-_FUSED: tuple[tuple[str, str, tuple[int, ...], str, bool], ...] = (
-    ("ResNet-50", "BatchNorm2d", (16, 64, 112, 112), "relu", False),
-    ("ResNet-50", "BatchNorm2d", (16, 256, 56, 56), "relu", True),
-    ("ResNet-50", "BatchNorm2d", (16, 512, 28, 28), "relu", True),
-    ("MobileNetV2", "BatchNorm2d", (16, 96, 112, 112), "relu6", False),
-    ("MobileNetV2", "BatchNorm2d", (16, 576, 14, 14), "relu6", False),
-    ("EfficientNet-B0", "BatchNorm2d", (16, 240, 28, 28), "silu", False),
-    ("MobileNetV3", "BatchNorm2d", (16, 240, 28, 28), "hardswish", False),
-    ("U-Net", "GroupNorm", (2, 320, 64, 64), "silu", False),
-    ("U-Net", "GroupNorm", (2, 1280, 16, 16), "silu", False),
+# Activation, and where a residual is added.
+_FUSED: tuple[tuple[str, str, tuple[int, ...], str | None, Place | None], ...] = (
+    ("ResNet-50", "BatchNorm2d", (16, 64, 112, 112), "relu", None),
+    ("ResNet-50", "BatchNorm2d", (16, 256, 56, 56), "relu", "after"),
+    ("ResNet-50", "BatchNorm2d", (16, 512, 28, 28), "relu", "after"),
+    ("MobileNetV2", "BatchNorm2d", (16, 96, 112, 112), "relu6", None),
+    ("MobileNetV2", "BatchNorm2d", (16, 576, 14, 14), "relu6", None),
+    ("EfficientNet-B0", "BatchNorm2d", (16, 240, 28, 28), "silu", None),
+    ("MobileNetV3", "BatchNorm2d", (16, 240, 28, 28), "hardswish", None),
+    ("U-Net", "GroupNorm", (2, 320, 64, 64), "silu", None),
+    ("U-Net", "GroupNorm", (2, 1280, 16, 16), "silu", None),
+    ("GPT-2", "LayerNorm", (8, 1024, 768), None, "before"),
+    ("Llama", "RMSNorm", (1, 2048, 4096), None, "before"),
 )
 
 

@@ -11,14 +11,14 @@ from rich.text import Text
 
 from evenorm.bench.roof import COPY, STREAM
 from evenorm.bench.row import Row, Run
-from evenorm.bench.summary import COMPILED, LARGE, PASSES, Summary
+from evenorm.bench.summary import COMPILED, LARGE, PASSES, Mean, Summary
 
 __all__ = ["WIDTH", "closing", "heading", "line", "watch"]
 
 WIDTH = 80
 
 _MARKS = {"forward": "fwd", "backward": "bwd", "both": "f+b", "training": "trn", "inference": "inf"}
-_SHORT = {"compile": "comp.", "onnxruntime": "onnx", "norm alone": "alone", "separate": "apart"}
+_SHORT = {"compile": "comp.", "onnxruntime": "onnx", "norm alone": "alone", "separate": "apart", COMPILED: "both comp."}
 _PEERS_SHOWN = 4
 # Below this the kernel's count of resident pages is too coarse.
 _LEAST_PEAK = 1 << 20
@@ -103,7 +103,7 @@ def times(ratio: float | None) -> str:
 
 def closing(run: Run, summary: Summary) -> RenderableType:
     """The summary."""
-    parts: list[RenderableType] = [_means(summary)]
+    parts: list[RenderableType] = [*_means(summary)]
     parts += [
         Text(
             f"Reused memory beyond the cache, {PASSES[share.direction]}: {share.mean:.0%} of {share.roof} "
@@ -127,26 +127,36 @@ def closing(run: Run, summary: Summary) -> RenderableType:
     return Group(*parts)
 
 
-def _means(summary: Summary) -> Table:
-    names = list(dict.fromkeys(name for means in summary.means.values() for name in means))
-    names = [name for name in names if name != "evenorm compiled"]
-    if COMPILED in names:
-        names.append(names.pop(names.index(COMPILED)))
-    table = Table(
-        title=f"\nPeer's time over ours: geometric mean (rows), above {LARGE:,} elements",
-        title_justify="left",
-        box=None,
-        padding=(0, 1, 0, 0),
-        header_style="dim",
-    )
-    table.add_column("")
-    for name in names:
-        table.add_column(_SHORT.get(name, name), justify="right", no_wrap=True)
-    for (suite, dtype, direction, memory), means in summary.means.items():
-        cells = [f"{times(means[name].value)} ({means[name].rows})" if name in means else "–" for name in names]
-        label = f"{suite}, {dtype}" if suite == "models" else f"{suite}, {dtype}, {memory}"
-        table.add_row(f"{label} {_MARKS[direction]}", *cells)
-    return table
+def _means(summary: Summary) -> Iterator[RenderableType]:
+    """One table for each suite, whose peers are its columns."""
+    suites = dict.fromkeys(key[0].split()[0] for key in summary.means)
+    for suite in suites:
+        groups = {key: means for key, means in summary.means.items() if key[0].split()[0] == suite}
+        names = list(dict.fromkeys(name for means in groups.values() for name in means if name != "evenorm compiled"))
+        names.sort(key=lambda name: name == COMPILED)
+        title = f"\n{suite}: peer's time over ours, geometric mean" + above(suite)
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="dim")
+        table.add_column("")
+        table.add_column("rows", justify="right")
+        for name in names:
+            table.add_column(_SHORT.get(name, name), justify="right", no_wrap=True)
+        for (kind, dtype, direction, memory), means in groups.items():
+            rows = max(mean.rows for mean in means.values())
+            words = [*kind.split()[1:], dtype, *([memory] if suite != "models" else []), _MARKS[direction]]
+            table.add_row(" ".join(words), str(rows), *(_mean(means.get(name), rows) for name in names))
+        yield table
+
+
+def above(suite: str) -> str:
+    """Which rows a suite's means are of."""
+    return "" if suite == "models" else f" above {LARGE:,} elements"
+
+
+def _mean(mean: Mean | None, rows: int) -> str:
+    """A mean, and of how many rows where they are not all."""
+    if mean is None:
+        return "–"
+    return times(mean.value) if mean.rows == rows else f"{times(mean.value)} ({mean.rows})"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -38,12 +38,13 @@ class Jitted:
         self.case = case
         self.last = case.channels_last
         self.eps: Any = case.ours().eps
-        self.names = ["x", "weight", "bias"] + ["residual"] * case.residual
+        self.names = ["x", "weight", "bias"] + ["residual"] * (case.residual is not None)
         if case.family == "RMSNorm":
             self.names.remove("bias")
         self.arguments = [self._array(getattr(data, name)) for name in self.names]
         self.history = (self._array(data.mean), self._array(data.variance))
-        self.dy = self._array(data.dy)
+        dy = self._array(data.dy)
+        self.dy = dy if data.d_total is None else (dy, self._array(data.d_total))
         self.both = jax.jit(self._both)
         self.forward = jax.jit(self._forward)
 
@@ -60,13 +61,16 @@ class Jitted:
         bare, _ = self.forward(self.arguments, self.history)
         y, _, gradients = self.both(self.arguments, self.history, self.dy)
         found = {"y without grad": bare, "y": y}
+        if isinstance(y, tuple):
+            found = {"y without grad": bare[0], "y": y[0], "sum": y[1]}
         found |= {f"d{name}": gradient for name, gradient in zip(self.names, gradients, strict=True)}
         return {name: self._back(array) for name, array in found.items()}
 
     def _forward(self, arguments: list[Any], history: tuple[Any, Any]) -> tuple[Any, Any]:
         """y, and the running statistics after this step."""
         given = dict(zip(self.names, arguments, strict=True))
-        x = given["x"].astype(jnp.float32)
+        total = given["x"] + given["residual"] if self.case.residual == "before" else given["x"]
+        x = total.astype(jnp.float32)
         split, axes = self._split(x)
         if self.case.uses_history:
             mean, variance = (self._wide(h) for h in history)
@@ -79,11 +83,12 @@ class Jitted:
         y = x_hat * self._wide(given["weight"].astype(jnp.float32))
         if "bias" in given:
             y = y + self._wide(given["bias"].astype(jnp.float32))
-        if "residual" in given:
+        if self.case.residual == "after":
             y = y + given["residual"].astype(jnp.float32)
         if self.case.activation is not None:
             y = _ACTIVATIONS[self.case.activation](y)
-        return y.astype(given["x"].dtype), history
+        y = y.astype(total.dtype)
+        return (y, total) if self.case.residual == "before" else y, history
 
     def _both(self, arguments: list[Any], history: tuple[Any, Any], dy: Any) -> tuple[Any, Any, Any]:
         y, pull, history = jax.vjp(lambda given: self._forward(given, history), arguments, has_aux=True)

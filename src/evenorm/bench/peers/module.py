@@ -30,18 +30,19 @@ class Called:
 
     def __init__(self, module: nn.Module, data: Data, *, retains: bool = True) -> None:
         self.module = data.load(module)
-        self.x, self.dy = data.x, data.dy
-        self.arguments = (data.x,) if data.residual is None else (data.x, data.residual)
-        self.leaves = (*self.arguments, *self.module.parameters())
+        self.x = data.x
+        self.options = {} if data.residual is None else {"residual": data.residual}
+        self.cotangents = data.dy if data.d_total is None else (data.dy, data.d_total)
+        self.leaves = (data.x, *self.options.values(), *self.module.parameters())
         self.retains = retains
-        self.y: Tensor | None = None
+        self.y: Any = None
 
     def call(self, direction: str) -> Callable[[], object]:
         """What is timed. The caller turns gradients off for ``"forward"``."""
         if direction == "backward":
             if not self.retains:
                 raise Unavailable("a compiled graph frees its buffers in its first backward")
-            self.y = self.module(*self.arguments)
+            self.y = self.module(self.x, **self.options)
             return self._backward
         self.y = None
         return self._forward if direction == "forward" else self._both
@@ -49,28 +50,27 @@ class Called:
     def outputs(self) -> Outputs:
         """y without and with gradients, and every gradient."""
         with torch.no_grad():
-            bare = self.module(*self.arguments)
-        y = self.module(*self.arguments)
-        y.backward(self.dy)
-        found = {"y without grad": bare, "y": y.detach(), "dx": self.x.grad}
+            bare = self.module(self.x, **self.options)
+        y = self.module(self.x, **self.options)
+        torch.autograd.backward(y, self.cotangents)
+        found = {"y without grad": bare, "y": y, "dx": self.x.grad}
+        if isinstance(y, tuple):
+            found |= {"y without grad": bare[0], "y": y[0], "sum": y[1]}
         for name, parameter in self.module.named_parameters():
             found[f"d{name.rpartition('.')[2]}"] = parameter.grad
-        if len(self.arguments) > 1:
-            found["dresidual"] = self.arguments[1].grad
+        found |= {f"d{name}": tensor.grad for name, tensor in self.options.items()}
         self._clear()
         return found
 
-    def _forward(self) -> Tensor:
-        y: Tensor = self.module(*self.arguments)
-        return y
+    def _forward(self) -> Any:
+        return self.module(self.x, **self.options)
 
     def _both(self) -> None:
-        self.module(*self.arguments).backward(self.dy)
+        torch.autograd.backward(self.module(self.x, **self.options), self.cotangents)
         self._clear()
 
     def _backward(self) -> None:
-        assert self.y is not None
-        self.y.backward(self.dy, retain_graph=True)
+        torch.autograd.backward(self.y, self.cotangents, retain_graph=True)
         self._clear()
 
     def _clear(self) -> None:
@@ -84,21 +84,21 @@ class _Separate(nn.Module):
     def __init__(self, layer: nn.Module, case: Case) -> None:
         super().__init__()
         self.layer = layer
+        self.before = case.residual == "before"
         self.activation = None if case.activation is None else _ACTIVATIONS[case.activation]
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Any = None) -> Any:
+        if self.before:
+            x = x + residual
+            return self.layer(x), x
         y: Tensor = self.layer(x)
         if residual is not None:
             y = y + residual
         return y if self.activation is None else self.activation(y)
 
 
-def _ours(case: Case) -> nn.Module:
-    return case.ours() if case.activation is None else case.ours(activation=case.activation)
-
-
 def _theirs(case: Case) -> nn.Module:
-    return _Separate(case.torchs(), case) if case.extras else case.torchs()
+    return _Separate(case.torchs(), case) if case.fuses else case.torchs()
 
 
 def _compiled(module: nn.Module, data: Data) -> Called:
@@ -107,10 +107,10 @@ def _compiled(module: nn.Module, data: Data) -> Called:
 
 
 VARIANTS: dict[str, Callable[[Case, Data], Called]] = {
-    OURS: lambda case, data: Called(_ours(case), data),
+    OURS: lambda case, data: Called(case.ours(fused=True), data),
     "torch": lambda case, data: Called(_theirs(case), data),
     "compile": lambda case, data: _compiled(_theirs(case), data),
-    "evenorm compiled": lambda case, data: _compiled(_ours(case), data),
-    "norm alone": lambda case, data: Called(case.ours(), replace(data, residual=None)),
+    "evenorm compiled": lambda case, data: _compiled(case.ours(fused=True), data),
+    "norm alone": lambda case, data: Called(case.ours(), replace(data, residual=None, d_total=None)),
     "separate": lambda case, data: Called(_Separate(case.ours(), case), data),
 }

@@ -50,7 +50,7 @@ def _declines(case: Case) -> str | None:
         return "onnxruntime's operators take channels first"
     if case.family == "BatchNorm" and case.training:
         return "onnxruntime's batch normalization is for evaluation"
-    if case.extras or case.layer in ("LayerNorm2d", "RMSNorm2d"):
+    if case.fuses or case.layer in ("LayerNorm2d", "RMSNorm2d"):
         return "no operator for it"
     return None
 

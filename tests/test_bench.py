@@ -1,0 +1,460 @@
+"""The benchmark: it must not flatter, so most of this shows what it refuses."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from evenorm.bench import command, expected, gate, interval, measure, readme, session, suites, terminal
+from evenorm.bench.case import Case, Data
+from evenorm.bench.interval import Interval
+from evenorm.bench.peers import OURS, Outputs, build, module
+from evenorm.bench.roof import COPY, STREAM, copies
+from evenorm.bench.row import Row, Run, Timing
+from evenorm.bench.stopwatch import interleave
+from evenorm.bench.summary import summarize
+from evenorm.cli import app
+
+ALL = ("torch", "compile", "jax", "onnxruntime")
+CASES = [
+    Case("", "BatchNorm2d", (4, 8, 3, 5)),
+    Case("", "BatchNorm2d", (4, 8, 3, 5), channels_last=True, training=False),
+    Case("", "BatchNorm1d", (16, 8)),
+    Case("", "LayerNorm", (3, 4, 32)),
+    Case("", "LayerNorm2d", (3, 8, 4, 4), channels_last=True),
+    Case("", "RMSNorm", (6, 32)),
+    Case("", "GroupNorm", (2, 8, 4, 4), groups=4),
+    Case("", "InstanceNorm2d", (2, 8, 4, 4)),
+]
+CASES += [replace(case, dtype="bfloat16") for case in CASES]
+
+
+def case_id(case: Case) -> str:
+    return f"{case.title} {case.size}"
+
+
+# The gate.
+
+
+@pytest.mark.parametrize("name", [OURS, "torch"])
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_the_gate_lets_right_results_pass(case: Case, name: str) -> None:
+    data = Data.of(case)
+    verdict = gate.check(case, data, {name: build(name, case, data).outputs()})[name]
+    assert verdict.fault is None
+    assert {"y", "dx", "dweight"} <= verdict.errors.keys()
+
+
+@pytest.mark.parametrize("damage", ["zeros", "nan", "one element", "shifted"])
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_the_gate_stops_every_wrong_output(case: Case, damage: str) -> None:
+    data = Data.of(case)
+    right = build("torch", case, data).outputs()
+    for output in right:
+        wrong = torch.as_tensor(right[output]).detach().clone(memory_format=torch.contiguous_format)
+        if damage == "zeros":
+            wrong.zero_()
+        elif damage == "shifted":
+            wrong += wrong.abs().max() / 4
+        else:
+            wrong.view(-1)[wrong.numel() // 2] += torch.nan if damage == "nan" else 3 * wrong.abs().max()
+        verdicts = gate.check(case, data, {OURS: {**right, output: wrong}, "torch": {**right, output: wrong}})
+        for verdict in verdicts.values():
+            assert verdict.fault is not None
+            assert output in verdict.fault
+
+
+@pytest.mark.parametrize("case", CASES[:8], ids=case_id)
+def test_slices_change_no_verdict(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Data.of(case)
+    outputs = {"torch": build("torch", case, data).outputs()}
+    whole = gate.check(case, data, outputs)["torch"]
+    monkeypatch.setattr(expected, "_SLICE", 1)
+    cut = gate.check(case, data, outputs)["torch"]
+    assert cut.errors == pytest.approx(whole.errors, rel=1e-6, abs=1e-12)
+
+
+FUSED = [
+    Case("", "BatchNorm2d", (8, 4, 16, 16), activation=activation, residual=residual)
+    for activation in sorted(module._ACTIVATIONS)
+    for residual in (None, "after")
+]
+FUSED += [
+    Case("", "BatchNorm2d", (8, 4, 16, 16), residual="after"),
+    Case("", "GroupNorm", (2, 64, 8, 8), channels_last=True, activation="silu"),
+    Case("", "LayerNorm", (8, 64), residual="before"),
+    Case("", "RMSNorm", (8, 64), residual="before"),
+]
+FUSED += [replace(case, dtype="bfloat16") for case in FUSED]
+
+
+@pytest.mark.parametrize("name", [OURS, "torch", "separate"])
+@pytest.mark.parametrize("case", FUSED, ids=case_id)
+def test_the_gate_knows_epilogues(case: Case, name: str) -> None:
+    data = Data.of(case)
+    expected.avoid_kinks(case, data)
+    right = build(name, case, data).outputs()
+    verdict = gate.check(case, data, {name: right})[name]
+    assert verdict.fault is None
+    assert ("sum" in verdict.errors) is (case.residual == "before")
+    assert ("dresidual" in verdict.errors) is (case.residual is not None)
+    bare = build("norm alone", case, data).outputs()
+    assert gate.check(case, data, {name: {**right, **bare}})[name].fault is not None
+
+
+@pytest.mark.parametrize("case", [*CASES[:9], FUSED[1], *FUSED[-2:]], ids=case_id)
+def test_jax_computes_the_same(case: Case) -> None:
+    pytest.importorskip("jax", reason="jax is in the extra evenorm[bench]")
+    data = Data.of(case)
+    verdict = gate.check(case, data, {"jax": build("jax", case, data).outputs()})["jax"]
+    assert verdict.fault is None
+    assert {"y", "dx", "dweight"} <= verdict.errors.keys()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("", "BatchNorm2d", (4, 8, 3, 5), training=False),
+        Case("", "LayerNorm", (3, 4, 32)),
+        Case("", "RMSNorm", (6, 32)),
+        Case("", "GroupNorm", (2, 8, 4, 4), groups=4),
+        Case("", "InstanceNorm2d", (2, 8, 4, 4)),
+    ],
+    ids=case_id,
+)
+def test_onnxruntime_computes_the_same(case: Case) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra evenorm[bench]")
+    data = Data.of(case)
+    verdict = gate.check(case, data, {"onnxruntime": build("onnxruntime", case, data).outputs()})["onnxruntime"]
+    assert verdict.fault is None
+    assert verdict.errors.keys() == {"y without grad"}
+
+
+# Measuring.
+
+
+def test_variants_take_turns_and_begin_in_turn() -> None:
+    order: list[str] = []
+    samples = interleave({name: partial(order.append, name) for name in "abc"}, 0.0)
+    assert {len(taken) for taken in samples.values()} == {5}
+    changes = [name for k, name in enumerate(order) if k == 0 or order[k - 1] != name]
+    assert "".join(changes).endswith("abcbcacababcbca"[3:])
+
+
+def test_intervals_are_paired() -> None:
+    # Rounds differ by tens of percent, the ratio within a round by nothing.
+    noise = np.random.default_rng(0).uniform(1, 2, size=21)
+    found = interval.ratio(3 * noise, noise)
+    assert found == pytest.approx((3, 3, 3))
+    lone = interval.median(noise)
+    assert lone.low < lone.value < lone.high
+
+
+class _Wrong(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 1.01
+
+
+def test_a_row_that_is_wrong_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[0]
+    monkeypatch.setitem(module.VARIANTS, OURS, lambda case, data: module.Called(_Wrong(case.shape[1]), data))
+    plan = measure.Plan("layers", case, ("forward", "both"), suites.FRESH, (OURS, "torch"))
+    for row in measure.measure(plan, 0.0):
+        assert row.seconds() is None
+        assert row.seconds("torch") is None
+        assert "wrong" in str(terminal.line(row))
+        assert not re.search(r"[µm]s", str(terminal.line(row)))
+        assert summarize(run_of(row)).wrong == [row]
+
+
+def test_a_peer_that_is_wrong_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[0]
+    monkeypatch.setitem(module.VARIANTS, "torch", lambda case, data: module.Called(_Wrong(case.shape[1]), data))
+    plan = measure.Plan("layers", case, ("both",), suites.FRESH, (OURS, "torch"))
+    (row,) = measure.measure(plan, 0.0)
+    assert row.seconds() is not None
+    assert row.ratio("torch") is None
+    assert "y" in (row.timings["torch"].absent or "")
+
+
+def test_every_pass_is_timed_beside_both_roofs() -> None:
+    plan = measure.Plan("layers", CASES[3], ("forward", "backward", "both"), suites.FRESH, (OURS, "torch"))
+    rows = list(measure.measure(plan, 0.0))
+    assert [row.direction for row in rows] == ["forward", "backward", "both"]
+    for row in rows:
+        assert list(row.timings) == [OURS, "torch", COPY, STREAM]
+        assert row.ratio("torch") == pytest.approx((row.seconds("torch") or 0) / (row.seconds() or 1))
+        assert row.copies == copies(CASES[3], row.direction)
+        assert row.share_of(COPY) == pytest.approx((row.seconds(COPY) or 0) * row.copies / (row.seconds() or 1))
+
+
+def test_gradients_are_cleared_between_calls() -> None:
+    data = Data.of(CASES[0])
+    variant = module.VARIANTS["torch"](CASES[0], data)
+    for direction in ("both", "backward"):
+        call = variant.call(direction)
+        call()
+        assert all(leaf.grad is None for leaf in variant.leaves)
+
+
+def test_reused_memory_faults_no_pages() -> None:
+    script = (
+        "import resource, torch\n"
+        "from evenorm.bench import allocator\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def fill():\n"
+        "    before = faults(); torch.zeros(1 << 26, dtype=torch.uint8); return faults() - before\n"
+        "fill(); fresh = fill(); allocator.keep_pages(); fill(); fill(); print(fresh, fill())\n"
+    )
+    if sys.platform != "linux":
+        pytest.skip("mallopt is glibc's")
+    fresh, reused = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+    # Huge pages make one fault of 512.
+    assert int(fresh) >= (1 << 26) >> 21
+    assert int(reused) < int(fresh) // 4 + 4
+
+
+# Rows and their judgment.
+
+
+def row_of(ours: float, theirs: float, spread: float = 0.0, elements: int = 200_000, **changes: object) -> Row:
+    turns: NDArray[np.float64] = 1 + spread * np.linspace(-1, 1, 11)
+    row = Row(
+        "layers", "BatchNorm2d · training · float32", "ResNet-50", "BatchNorm2d", "8×8", "float32", True, "both",
+        "fresh", elements, 4 * elements, 2.5,
+        measure.timings({OURS: ours * turns, "torch": theirs * turns[::-1], COPY: ours * turns / 5}),
+    )  # fmt: skip
+    return replace(row, **changes)  # type: ignore[arg-type]
+
+
+def run_of(*rows: Row) -> Run:
+    return Run({"cpu": "a cpu", "cores": "2", "threads": "2", "caches": "L3 1 KiB", "instruction sets": "avx2",
+                "load": "0.0", "torch": "2.13.0"}, "2026-01-01", "evenorm bench", list(rows))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "spread", "slower"),
+    [
+        (1.2e-3, 1.0e-3, 0.0, True),
+        (1.05e-3, 1.0e-3, 0.0, False),
+        (1.0e-3, 1.2e-3, 0.0, False),
+        # 2 µs of 4 are less than 3 µs, 4 µs of 4 are more.
+        (6e-6, 4e-6, 0.0, False),
+        (8e-6, 4e-6, 0.0, True),
+        # The interval reaches below the limit.
+        (1.2e-3, 1.0e-3, 0.5, False),
+    ],
+)
+def test_slower_is_judged_by_the_interval(ours: float, theirs: float, spread: float, slower: bool) -> None:
+    assert row_of(ours, theirs, spread).slower is slower
+
+
+def test_means_are_of_large_rows() -> None:
+    run = run_of(row_of(1.0, 2.0), row_of(1.0, 8.0), row_of(1.0, 1000.0, elements=1000))
+    (means,) = summarize(run).means.values()
+    assert means["torch"].rows == 2
+    assert means["torch"].value == pytest.approx(4.0)
+
+
+def test_shares_are_of_reused_memory_beyond_the_cache() -> None:
+    beyond = row_of(1.0, 2.0, memory="reused")
+    run = run_of(row_of(1.0, 2.0), beyond, replace(beyond, cached=True, copies=1.0))
+    (share,) = summarize(run).shares
+    assert (share.roof, share.rows) == (COPY, 1)
+    assert share.mean == pytest.approx(0.5)
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    run = run_of(row_of(1.0, 2.0), replace(row_of(1.0, 2.0), timings={OURS: Timing(absent="wrong")}))
+    run.write(tmp_path / "run.json")
+    assert Run.read(tmp_path / "run.json") == run
+
+
+def test_readme_takes_figures_between_its_markers(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    run = run_of(row_of(1.0, 2.0))
+    for _ in range(2):
+        readme.insert(run, file)
+        text = file.read_text()
+        assert text.startswith(f"before\n{readme.BEGIN}\n")
+        assert text.endswith(f"{readme.END}\nafter\n")
+        assert "2.00×" in text
+        assert "old" not in text
+    file.write_text("nothing")
+    with pytest.raises(ValueError, match="expected the lines"):
+        readme.insert(run, file)
+
+
+# The suites.
+
+
+def every_plan() -> list[measure.Plan]:
+    return session.chosen(suites.SUITES, (suites.FRESH, suites.REUSED), ALL, re.compile(""), False)
+
+
+def test_fresh_memory_comes_first() -> None:
+    memory = [plan.memory for plan in every_plan()]
+    assert memory == sorted(memory)
+    assert set(memory) == {"fresh", "reused"}
+
+
+def test_layers_has_the_shapes_that_count() -> None:
+    cases = [plan.case for plan in every_plan() if plan.suite == "layers"]
+    for network in ("ResNet-50", "MobileNetV2", "EfficientNet-B0", "ConvNeXt-T", "U-Net", "ViT-B", "GPT-2", "Llama"):
+        assert {case.dtype for case in cases if case.network == network} == {"float32", "bfloat16"}
+    assert {case.channels_last for case in cases if case.layer == "GroupNorm"} == {False, True}
+    assert {case.training for case in cases if case.layer == "BatchNorm2d"} == {False, True}
+    assert {len(case.shape) for case in cases if case.layer == "BatchNorm1d"} == {2, 3}
+    assert {case.shape[-1] for case in cases if case.layer == "RMSNorm"} >= {3, 4096, 8192, 50_257}
+
+
+def test_layers_takes_its_time_and_no_more() -> None:
+    rows = sum(len(plan.directions) for plan in every_plan() if plan.suite == "layers")
+    # A second for each, and what building and gating costs, in 15 minutes.
+    assert rows < 400
+
+
+def test_titles_stand_together() -> None:
+    groups = [(plan.suite, plan.case.title, plan.memory) for plan in every_plan()]
+    starts = [group for k, group in enumerate(groups) if k == 0 or groups[k - 1] != group]
+    assert len(starts) == len(set(starts))
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("bench")
+    printed = subprocess.run(
+        [
+            *(sys.executable, "-m", "evenorm", "bench", "layers", "--quick", "--against", "torch", "--threads", "1"),
+            *("--only", "(BatchNorm2d|RMSNorm|decoding).*float32|U-Net", "--json", folder / "run.json"),
+            *("--html", folder / "run.html"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "80"},
+    ).stdout
+    return printed, folder
+
+
+def test_the_table_fits_80_columns(quick_run: tuple[str, Path]) -> None:
+    printed, _ = quick_run
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "RMSNorm · float32 · reused memory" in printed
+    assert "slower than torch eager by more than" in printed
+    assert "wrong" not in printed
+
+
+def test_json_holds_every_row(quick_run: tuple[str, Path]) -> None:
+    printed, folder = quick_run
+    run = Run.read(folder / "run.json")
+    assert len(run.rows) == len(re.findall(r" (fwd|bwd|f\+b) +\d", printed.split("slower than")[0]))
+    assert run.machine["threads"] == "1"
+    assert run.command.startswith("evenorm bench layers --against torch")
+    assert all(row.ours.error is not None for row in run.rows)
+    assert json.loads((folder / "run.json").read_text())["date"] == run.date
+
+
+def test_the_page_loads_nothing(quick_run: tuple[str, Path]) -> None:
+    page = (quick_run[1] / "run.html").read_text()
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)
+    assert page.count("<tr") > 10
+
+
+def test_an_earlier_run_is_shown_again(quick_run: tuple[str, Path]) -> None:
+    printed, folder = quick_run
+    result = CliRunner().invoke(app, ["bench", "--from", str(folder / "run.json")])
+    assert result.exit_code == 0
+    assert result.output.strip() in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["layer"], "SUITE 'layer': expected any of layers, fused, models"),
+        (["--against", "tensorflow"], "--against 'tensorflow': expected any of torch"),
+        (["--memory", "old"], "--memory 'old': expected any of fresh, reused"),
+        (["--threads", "0"], "--threads 0: expected 1 or more"),
+        (["--only", "("], "--only '('"),
+        (["--only", "no such row"], "there is no such row"),
+        (["--html", "no/such/folder/page.html"], "expected a file in a folder that exists"),
+        (["--readme", __file__], "has no line"),
+        (["--from", "no-such-file.json"], "no-such-file.json"),
+    ],
+)
+def test_wrong_arguments_are_answered(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["bench", *arguments])
+    assert result.exit_code == command.WRONG_ARGUMENTS
+    assert message in result.stderr
+
+
+def test_ctrl_c_prints_what_is_finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: object) -> Iterator[Row]:
+        yield row_of(1e-3, 2e-3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "play", interrupted)
+    file = tmp_path / "run.json"
+    result = CliRunner().invoke(app, ["bench", "layers", "--quick", "--json", str(file)])
+    assert result.exit_code == command.INTERRUPTED
+    assert "2.00×" in result.output
+    assert len(Run.read(file).rows) == 1
+
+
+def test_a_variant_that_raises_is_one_row_s_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def outputs(self) -> Outputs:
+            raise RuntimeError("out of luck\nand more")
+
+    monkeypatch.setitem(module.VARIANTS, "compile", lambda case, data: Broken())
+    plan = measure.Plan("layers", CASES[2], ("both",), suites.FRESH, (OURS, "compile"))
+    (row,) = measure.measure(plan, 0.0)
+    assert row.timings["compile"].absent == "RuntimeError: out of luck"
+    assert isinstance(row.ours.seconds, Interval)
+
+
+# Whole steps.
+
+
+@pytest.mark.parametrize("name", ["ResNet-50", "Llama 512"])
+def test_models_are_timed_with_equal_losses(name: str) -> None:
+    pytest.importorskip("transformers", reason="transformers is in the extra evenorm[bench]")
+    from evenorm.bench import models
+    from evenorm.bench.swap import swap
+
+    for row in models.measure(name, swap, 0.0, quick=True):
+        assert row.ratio("torch") is not None
+        assert row.ours.share is not None
+        assert row.ours.share <= 1
+
+
+def test_models_whose_losses_differ_have_no_speed() -> None:
+    pytest.importorskip("transformers", reason="transformers is in the extra evenorm[bench]")
+    from evenorm.bench import models
+
+    def spoil(model: nn.Module) -> nn.Module:
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.5)
+        return model
+
+    for row in models.measure("Llama 512", spoil, 0.0, quick=True):
+        assert row.seconds() is None
+        assert "wrong" in str(terminal.line(row))
