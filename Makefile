@@ -7,15 +7,25 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt $(PIP_ARGS)
 # Made anew when what was built changes; the Python sources are read where they lie.
 READY := .venv/ready
+# What the benchmark compares with: 110 MB more to download.
+PEERS := .venv/peers
+FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*.json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check clean
+.PHONY: help demo bench readme-figures test test-all check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train one network with every normalizer and write report.html
 	$(BIN)/evenorm compare
+
+bench: $(PEERS) ## time every layer, step and fusion against torch, torch.compile and JAX
+	$(BIN)/evenorm bench --json benchmarks/$(shell date +%F).json --html bench.html
+
+readme-figures: $(READY) ## put the newest of benchmarks/ into the README
+	@test -n "$(FIGURES)" || { echo "benchmarks/ is empty: make bench fills it"; exit 1; }
+	$(BIN)/evenorm bench --from $(FIGURES) --readme README.md
 
 test: $(READY) ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
@@ -36,4 +46,8 @@ $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 	$(PYTHON) -m venv .venv
 	$(INSTALL) scikit-build-core nanobind cmake ninja
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(PEERS): $(READY)
+	$(INSTALL) --no-build-isolation --editable '.[dev,bench]'
 	@touch $@
