@@ -93,7 +93,10 @@ def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Mo
     weight = _weight_of("weight_norm", module, name)
     _check_axis("weight_norm", weight, name, dim)
     norm = WeightNorm(dim)
-    if (norm.right_inverse(weight.detach())[0] == 0).any():
+    if parametrize.is_parametrized(module, name):
+        raise ValueError(f"weight_norm: {type(module).__name__}.{name} is parametrized already; remove that first")
+    # On the meta device there are no values to ask.
+    if not weight.is_meta and (norm.right_inverse(weight.detach().double())[0] == 0).any():
         raise ValueError(
             f"weight_norm: a row of {type(module).__name__}.{name} is zero and has no direction; initialize it first"
         )

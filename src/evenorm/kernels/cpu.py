@@ -6,6 +6,7 @@ and kept: one for each pattern, affine, shape and strides.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from evenorm.affine import Affine
-from evenorm.kernels import eager
+from evenorm.epilogue import Epilogue
 from evenorm.kernels.finish import Finish
 from evenorm.kernels.signature import Signature
 from evenorm.pattern import Pattern
@@ -42,7 +43,6 @@ try:
 except ImportError:
     _cpu = None
 
-_ACTIVATIONS = {} if _cpu is None else dict(getattr(_cpu, "ACTIVATIONS", {}))
 _DTYPES = {} if _cpu is None else {getattr(torch, dtype): code for dtype, code in _cpu.DTYPES.items()}
 
 
@@ -100,35 +100,30 @@ def moments(x: Tensor, pattern: Pattern, centered: bool) -> tuple[Tensor, Tensor
 
 def apply(x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish) -> Tensor:
     """y = activation((x − mean) · rstd · (offset + weight) + bias + residual)."""
-    if not finish.is_plain and not _ACTIVATIONS:
-        return eager.apply(x, pattern, mean, rstd, finish)
     call = _Call(x, pattern, finish.affine, finish)
     y = call.new_output()
-    call.run("apply", call.x, y, call.to_memory(mean), call.to_memory(rstd), *call.finish)
-    return call.natural(y)
+    call.run("apply", call.x, y, call.to_memory(mean), call.to_memory(rstd), *call.scaling)
+    return _finished(call.natural(y), finish)
 
 
 def forward(x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish) -> tuple[Tensor, Tensor, Tensor]:
     """Moments, then apply, while the values are in cache: y, mean, M2."""
-    if not finish.is_plain and not _ACTIVATIONS:
-        return eager.forward(x, pattern, centered, eps, finish)
     call = _Call(x, pattern, finish.affine, finish)
     y, mean, m2 = call.new_output(), call.new_statistics(), call.new_statistics()
-    call.run("forward", call.x, y, centered, eps, mean, m2, *call.finish)
-    return call.natural(y), call.to_pattern(mean), call.to_pattern(m2)
+    call.run("forward", call.x, y, centered, eps, mean, m2, *call.scaling)
+    return _finished(call.natural(y), finish), call.to_pattern(mean), call.to_pattern(m2)
 
 
 def grad_sums(
     dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
-    if not finish.is_plain and not _ACTIVATIONS:
-        return eager.grad_sums(dy, x, pattern, mean, rstd, finish)
-    call = _Call(x, pattern, finish.affine, finish, dy)
+    dz = _before_activation(dy, x, pattern, mean, rstd, finish)
+    call = _Call(x, pattern, finish.affine, finish, dz)
     s1, s2 = call.new_statistics(), call.new_statistics()
     d_weight, d_bias = call.new_parameter(), call.new_parameter()
     statistics = (call.to_memory(mean), call.to_memory(rstd))
-    call.run("grad_sums", call.dy, call.x, *statistics, *call.unfinish, s1, s2, d_weight, d_bias)
+    call.run("grad_sums", call.dy, call.x, *statistics, *call.slope, s1, s2, d_weight, d_bias)
     return call.to_pattern(s1), call.to_pattern(s2), call.to_affine(d_weight), call.to_affine(d_bias)
 
 
@@ -143,16 +138,13 @@ def grad_input(
     c2: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """dx = rstd · (γ·dz − c1 − x̂·c2), and dz for the residual."""
-    if not finish.is_plain and not _ACTIVATIONS:
-        return eager.grad_input(dy, x, pattern, mean, rstd, finish, c1, c2)
-    call = _Call(x, pattern, finish.affine, finish, dy)
-    dx, d_residual = call.new_output(), call.new_residual()
+    dz = _before_activation(dy, x, pattern, mean, rstd, finish)
+    call = _Call(x, pattern, finish.affine, finish, dz)
+    dx = call.new_output()
     statistics = (call.to_memory(mean), call.to_memory(rstd))
     sums = tuple(None if c is None else call.to_memory(c) for c in (c1, c2))
-    call.run(
-        "grad_input", call.dy, call.x, dx, *statistics, *call.unfinish, *sums, *([d_residual] if _ACTIVATIONS else [])
-    )
-    return call.natural(dx), None if d_residual is None else call.natural(d_residual)
+    call.run("grad_input", call.dy, call.x, dx, *statistics, *call.slope, *sums)
+    return call.natural(dx), dz if finish.has_residual else None
 
 
 def backward(
@@ -166,33 +158,33 @@ def backward(
     finish: Finish,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The sums, then the input's gradient, while the values are in cache: dx, Σ dz·x̂, Σ dz, dz."""
-    if not finish.is_plain and not _ACTIVATIONS:
+    dz = dy
+    if finish.epilogue.activation != "identity":
         rstd = (m2 / (x.numel() // mean.numel()) + eps).rsqrt()
-        s1, s2, dw, db = eager.grad_sums(dy, x, pattern, mean, rstd, finish)
-        n = x.numel() // mean.numel()
-        dx, dr = eager.grad_input(dy, x, pattern, mean, rstd, finish, s1 / n if centered else None, s2 / n)
-        return dx, dw, db, dr
-    call = _Call(x, pattern, finish.affine, finish, dy)
-    dx, d_residual = call.new_output(), call.new_residual()
-    d_weight, d_bias = call.new_parameter(), call.new_parameter()
+        dz = _before_activation(dy, x, pattern, mean, rstd, finish)
+    call = _Call(x, pattern, finish.affine, finish, dz)
+    dx, d_weight, d_bias = call.new_output(), call.new_parameter(), call.new_parameter()
     statistics = (centered, eps, call.to_memory(mean), call.to_memory(m2))
-    call.run(
-        "backward",
-        call.dy,
-        call.x,
-        dx,
-        *statistics,
-        *call.unfinish,
-        d_weight,
-        d_bias,
-        *([d_residual] if _ACTIVATIONS else []),
-    )
-    return (
-        call.natural(dx),
-        call.to_affine(d_weight),
-        call.to_affine(d_bias),
-        None if d_residual is None else call.natural(d_residual),
-    )
+    call.run("backward", call.dy, call.x, dx, *statistics, *call.slope, d_weight, d_bias)
+    d_residual = dz if finish.has_residual else None
+    return call.natural(dx), call.to_affine(d_weight), call.to_affine(d_bias), d_residual
+
+
+def _finished(z: Tensor, finish: Finish) -> Tensor:
+    """Activation and residual, which the extension leaves to torch."""
+    if finish.residual is not None:
+        z = z + finish.residual.to(z.dtype)
+    return z if finish.epilogue.activation == "identity" else finish.epilogue.apply(z)
+
+
+def _before_activation(dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish) -> Tensor:
+    """The gradient on the activation's input, dz = dy · activation'(z); z is computed again, not kept."""
+    if finish.epilogue.activation == "identity":
+        return dy
+    z = finish.output
+    if z is None:
+        z = apply(x, pattern, mean, rstd, replace(finish, epilogue=Epilogue()))
+    return dy * finish.epilogue.derivative(z)
 
 
 class _Call:
@@ -217,7 +209,7 @@ class _Call:
             self._take(finish)
 
     def _take(self, finish: Finish) -> None:
-        """The finish in the order of the extension's arguments: as forward verbs want it, and as backward ones."""
+        """The affine in the order of the extension's arguments: as forward verbs want it, and as backward ones."""
         weight, bias = finish.weight, finish.bias
         dtype = self.like.dtype if weight is None and bias is None else None
         for parameter in (weight, bias):
@@ -225,14 +217,8 @@ class _Call:
                 dtype = parameter.dtype if dtype is None else torch.promote_types(dtype, parameter.dtype)
         assert dtype is not None
         weight, bias = self._parameter(weight, dtype), self._parameter(bias, dtype)
-        residual, output = (None if t is None else self._dense_like(t) for t in (finish.residual, finish.output))
-        self.has_residual = residual is not None or output is not None
-        offset, before = finish.affine.offset, finish.affine.cast == "before"
-        activation = (_ACTIVATIONS[finish.epilogue.activation], finish.epilogue.slope) if _ACTIVATIONS else ()
-        self.finish = (_DTYPES[dtype], weight, bias, offset, before, *activation, residual)
-        self.unfinish = (_DTYPES[dtype], weight, bias, offset, *activation, residual, output)
-        if not _ACTIVATIONS:
-            self.finish, self.unfinish = self.finish[:5], (_DTYPES[dtype], weight, offset)
+        self.scaling = (_DTYPES[dtype], weight, bias, finish.affine.offset, finish.affine.cast == "before")
+        self.slope = (_DTYPES[dtype], weight, finish.affine.offset)
 
     def run(self, verb: str, *operands: Tensor | float | None) -> None:
         """Call a verb of the extension with the operands' addresses."""
@@ -242,10 +228,6 @@ class _Call:
     def new_output(self) -> Tensor:
         """Room for y or dx, dense in the plan's order."""
         return torch.empty_strided(self.like.shape, self.plan.dense, dtype=self.like.dtype)
-
-    def new_residual(self) -> Tensor | None:
-        """Room for dz, where there is a residual to give it to."""
-        return self.new_output() if self.has_residual else None
 
     def natural(self, output: Tensor) -> Tensor:
         """The output in the memory format that torch would give it; a copy where the plan had to permute."""
@@ -281,11 +263,6 @@ class _Call:
             return parameter
         shaped = parameter.detach().to(dtype).reshape(self.plan.parameter_shape)
         return _permuted(shaped, order).contiguous()
-
-    def _dense_like(self, tensor: Tensor) -> Tensor:
-        """A residual as the outputs lie, in the input's dtype."""
-        fits = tensor.dtype == self.like.dtype and tensor.stride() == self.plan.dense and not tensor.is_neg()
-        return tensor if fits else self._dense(tensor.to(self.like.dtype))
 
     def _dense(self, tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, self.plan.dense, dtype=tensor.dtype).copy_(tensor)

@@ -105,7 +105,7 @@ def grad_input(
         dx = dx - c1.reshape(binding.keepdim_shape)
     if c2 is not None:
         dx = dx - x_hat * c2.reshape(binding.keepdim_shape)
-    d_residual = None if finish.residual is None and finish.output is None else _like(dz, x)
+    d_residual = _like(dz, x) if finish.has_residual else None
     return _like(dx * rstd.reshape(binding.keepdim_shape), x), d_residual
 
 
@@ -132,7 +132,7 @@ def _normalized(x: Tensor, binding: Binding, mean: Tensor, rstd: Tensor) -> Tens
 
 def _finished(x_hat: Tensor, x: Tensor, binding: Binding, finish: Finish) -> Tensor:
     z = _scaled(x_hat, x, binding, finish)
-    return _like(z if finish.is_plain else finish.epilogue.apply(z), x)
+    return _like(finish.epilogue.apply(z), x)
 
 
 def _scaled(x_hat: Tensor, x: Tensor, binding: Binding, finish: Finish) -> Tensor:

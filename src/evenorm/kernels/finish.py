@@ -28,6 +28,6 @@ class Finish:
     output: Tensor | None = None
 
     @property
-    def is_plain(self) -> bool:
-        """Whether nothing follows the affine."""
-        return self.epilogue.activation == "identity" and self.residual is None
+    def has_residual(self) -> bool:
+        """Whether the backward pass owes a residual its gradient."""
+        return self.residual is not None or self.output is not None

@@ -27,9 +27,9 @@ class _BatchNorm(BatchLayer):
 
         They rebuild every ``_BatchNorm`` of torch's as a bare one, and would drop the activation in silence.
         """
-        if activation is None or cls.fused is None:
+        fused: Any = cls.__dict__.get("fused")
+        if activation is None or fused is None:
             return super().__new__(cls)
-        fused: Any = cls.fused
         return fused(*args, activation=activation, **kwargs)
 
 

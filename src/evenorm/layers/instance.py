@@ -47,7 +47,8 @@ class _InstanceNorm(BatchLayer):
     def _call(self, input: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> Tensor:
         # One sample may come without its batch axis, as torch's layer takes it.
         if input.dim() == self.forms[0].count(","):
-            return super()._call(input[None], scale, shift, None if residual is None else residual[None])[0]
+            given = (None if t is None else t[None] for t in (scale, shift, residual))
+            return super()._call(input[None], *given)[0]
         return super()._call(input, scale, shift, residual)
 
 

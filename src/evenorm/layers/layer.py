@@ -243,6 +243,11 @@ class BatchLayer(Layer):
         with naming(name):
             self.epilogue = Epilogue.of(activation)
             given = None if decay is None else Running(decay=decay).momentum
+            if self.epilogue.activation != "identity" and isinstance(self, nn.modules.batchnorm._BatchNorm):
+                raise ValueError(
+                    "a class derived from torch's batch norm loses its activation in converters; "
+                    "derive from evenorm.layers.batch.FusedBatchNorm2d (1d, 3d) instead"
+                )
         if given is not None:
             momentum = given
         elif momentum is not None and 0.9 <= momentum < 1:

@@ -138,6 +138,8 @@ class Norm(Layer):
             repr(self.pattern.text),
             f"affine={' '.join(self.scaling.axes)!r}" if self.scaling.axes else "affine=None",
         ]
+        if self.scaling.axes and self.bias is None:
+            parts.append("bias=False")
         if not self.centered:
             parts.append("centered=False")
         if self.eps != 1e-5:
