@@ -18,12 +18,13 @@ from evenorm.lab.figures import DASHES, Figure
 from evenorm.lab.normalizers import NORMALIZERS
 from evenorm.lab.sentences import Conclusion, at_sizes, invocation
 from evenorm.lab.terminal import largest, steps
-from evenorm.lab.training import WATCHED
+from evenorm.lab.training import EVALUATIONS, WATCHED
 
 # Allows the page its own styles and scripts, and nothing from anywhere else.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
-CSS_DASH = {"dot": "dotted", "dash": "dashed", "dashdot": "dashed", "solid": "solid"}
+# Strokes and gaps of plotly's dashes.
+STROKES = {"solid": "none", "dot": "3 3", "dash": "7 4", "dashdot": "9 3 3 3"}
 
 
 def write(comparison: Comparison, conclusion: Conclusion, output: Path) -> None:
@@ -120,9 +121,14 @@ def result(conclusion: Conclusion) -> str:
     """Return the three sentences."""
     return (
         "<section class='conclusion'><h2>What follows</h2>"
-        f"<p>{escape(conclusion.recommendation)}</p><p>{escape(conclusion.evidence)}</p>"
+        f"<p>{prose(conclusion.recommendation)}</p><p>{prose(conclusion.evidence)}</p>"
         f"<p>{escape(conclusion.next)}:</p><pre>{escape(conclusion.command)}</pre></section>"
     )
+
+
+def prose(text: str) -> str:
+    """Return text whose numbers stay with their units and errors."""
+    return escape(text).replace(" ± ", "&nbsp;±&nbsp;").replace(" %", "&nbsp;%")
 
 
 def introduction(comparison: Comparison) -> str:
@@ -204,8 +210,11 @@ def keys(rows: Sequence[Row]) -> str:
 
 def key(name: str) -> str:
     """Return the stroke with which a row is drawn."""
-    dash = CSS_DASH[DASHES.get(name, "solid")]
-    return f"<span class='key' style='border-color:var(--{name});border-top-style:{dash}'></span>"
+    gaps = STROKES[DASHES.get(name, "solid")]
+    return (
+        f"<svg class='key' viewBox='0 0 24 4' aria-hidden='true'><path d='M0 2h24' stroke='var(--{name})' "
+        f"stroke-width='3' stroke-dasharray='{gaps}'/></svg>"
+    )
 
 
 COLUMNS = (
@@ -301,7 +310,7 @@ def method(comparison: Comparison) -> str:
         "difference (95 %, the spread over seeds pooled over all rows of a batch size) and than the counting error "
         f"of {len(images.test_labels):,} held-out images.",
         "steps to 90 %": f"The first look at which 90 % of (at most {WATCHED}) held-out images were right; there "
-        "are 40 looks in a run. Median over seeds.",
+        f"are {EVALUATIONS} looks in a run. Median over seeds.",
         "largest rate": f"Of {rates}: the last before the first that fails, in trials of 1/{TRIAL} of the steps. "
         f"A trial fails when its last quarter's mean loss is not {100 * (1 - BELOW_GUESSING):.0f} % below that of "
         "guessing, ln(number of classes). Median over seeds.",
@@ -310,7 +319,7 @@ def method(comparison: Comparison) -> str:
         "network is put back into training mode and sees them in batches of the training size. Statistics of the "
         "batch make it, and spectral normalization's running estimate; elsewhere it is zero.",
         "generalization gap": "Accuracy on as many training images minus accuracy on held-out ones, in points.",
-        "time per step": "Median of forward, backward and update, on one thread, other runs beside it.",
+        "time per step": "Median processor time of forward, backward and update, on one thread.",
         "memory per step": "Bytes that autograd keeps from the forward to the backward pass, every storage once, "
         "without parameters and the batch itself. The same on every machine.",
     }

@@ -66,18 +66,20 @@ def evidence(comparison: Comparison, choice: Choice) -> str:
 
 
 def figures(comparison: Comparison, row: Row) -> str:
-    """Give a row's figures and those of the row to hold it against."""
-    text = f"at batch size {row.batch_size} {row.normalizer} gets {percent(row)} of held-out images right"
-    text += f" and reaches 90 % {reached(row)}"
+    """Give a row's figures, and beside them those of the row to hold it against."""
     others = [other for other in comparison.shown(row.batch_size) if other is not row]
-    if not others:
-        return text
-    rival = next((other for other in others if other.normalizer == "none"), best(others))
-    text += f", {called(rival.normalizer)} {percent(rival)} and {reached(rival)}"
-    margin = accuracy_noise(comparison, row.batch_size).margin(len(row.accuracies), len(rival.accuracies))
-    if math.isfinite(margin):
-        text += f" (differences up to {100 * margin:.1f} points are noise)"
-    return text
+    right, pace = "", ""
+    if others:
+        rival = next((other for other in others if other.normalizer == "none"), best(others))
+        noise = accuracy_noise(comparison, row.batch_size)
+        margin = noise.margin(len(row.outcomes), len(rival.outcomes))
+        hidden = f"; up to {100 * margin:.1f} points are noise" if math.isfinite(margin) else ""
+        right = f" ({called(rival.normalizer)}: {percent(rival)}{hidden})"
+        pace = f" ({reached(rival)})"
+    return (
+        f"at batch size {row.batch_size} {row.normalizer} gets {percent(row)} of held-out images right{right} "
+        f"and reaches 90 % {reached(row)}{pace}"
+    )
 
 
 def next_step(comparison: Comparison, choice: Choice) -> tuple[str, str]:
@@ -167,4 +169,4 @@ def percent(row: Row) -> str:
 
 def reached(row: Row) -> str:
     """Return when a row reached 90 %."""
-    return f"after {row.median_steps:.0f} steps" if math.isfinite(row.median_steps) else "never"
+    return f"after {row.median_steps:.0f} steps" if math.isfinite(row.median_steps) else f"in none of {row.steps} steps"

@@ -71,7 +71,7 @@ def summary(comparison: Comparison, conclusion: Conclusion) -> RenderableType:
 
 
 COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    ("accuracy\n%", lambda row: f"{100 * row.accuracy:.1f} ± {100 * row.accuracy_spread:.1f}"),
+    ("accuracy %\n", lambda row: f"{100 * row.accuracy:.1f} ± {100 * row.accuracy_spread:.1f}"),
     ("steps to\n90 %", lambda row: steps(row)),
     ("largest\nrate", lambda row: largest(row)),
     ("rate\nused", lambda row: f"{row.rate:g}"),
@@ -102,12 +102,12 @@ def table(comparison: Comparison, batch_size: int) -> Table:
         title_justify="left",
         title_style="bold",
         box=None,
-        padding=(0, 1, 0, 0),
+        padding=(0, 2, 0, 0),
         header_style="dim",
     )
     drawn.add_column("normalizer\n")
     for heading, _ in COLUMNS:
-        drawn.add_column(heading, justify="right")
+        drawn.add_column(heading, justify="right", no_wrap=True)
     for row in shown:
         cells = [value(row) for _, value in COLUMNS] if row.outcomes else ["–"] * len(COLUMNS)
         cells[0] += " *" if row.normalizer in stars else "  "
@@ -138,6 +138,6 @@ def legend(comparison: Comparison) -> str:
         "training loss 5 % below guessing\n"
         "train/eval gap: images whose class changes when the trained network is put back in "
         "training mode\n"
-        "ms: median of forward, backward and update on one thread\n"
+        "ms: processor time of forward, backward and update, median, one thread\n"
         "KiB: what autograd keeps between forward and backward, without parameters"
     )
