@@ -100,7 +100,8 @@ FUSED += [
 FUSED += [replace(case, dtype="bfloat16") for case in FUSED]
 
 
-@pytest.mark.parametrize("name", [OURS, "torch", "separate"])
+# Ours in half precision is the business of the tests of epilogues; here the reference's bounds are tested.
+@pytest.mark.parametrize("name", ["torch", "separate"])
 @pytest.mark.parametrize("case", FUSED, ids=case_id)
 def test_the_gate_knows_epilogues(case: Case, name: str) -> None:
     data = Data.of(case)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -151,11 +152,11 @@ class Data:
     @classmethod
     def of(cls, case: Case, seed: int = 0) -> Data:
         """Random numbers: x ~ N(½, 1.5²), cotangents and residuals ~ N(0, 1), weights near 1, biases near 0."""
-        source = torch.Generator().manual_seed(seed)
+        source = np.random.Generator(np.random.SFC64(seed))
         channels = case.shape[-1] if case.layer in ("LayerNorm", "RMSNorm") else case.shape[1]
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=source)
+            return torch.from_numpy(source.standard_normal(shape, np.float32))
 
         def laid(tensor: Tensor) -> Tensor:
             if case.channels_last:
@@ -168,7 +169,7 @@ class Data:
             (1 + 0.2 * draw(channels)).to(case.parameter_dtype),
             (0.2 * draw(channels)).to(case.parameter_dtype),
             0.5 + 0.2 * draw(channels),
-            torch.rand(channels, generator=source) + 1.5,
+            1.5 + draw(channels).abs() / 2,
             laid(draw(*case.shape)).requires_grad_() if case.residual else None,
             laid(draw(*case.shape)) if case.residual == "before" else None,
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from evenorm.bench.case import Case, Data
-from evenorm.bench.expected import Bounded, array, rows, slices, totals
+from evenorm.bench.expected import Bounded, Reference, Where, array
 from evenorm.bench.peers import OURS, Outputs
 
 __all__ = ["Verdict", "check"]
@@ -46,35 +47,51 @@ class Verdict:
 
     def compare(self, name: str, found: Any, expected: Bounded, ours: bool) -> None:
         """Take one output, or a part of it, into the verdict. What is not finite is infinitely wrong."""
-        values, bound = expected.values, expected.ours if ours else expected.peers
-        difference = np.abs(array(found).reshape(values.shape) - values)
-        difference[np.isnan(difference)] = np.inf
-        for kept, new in (
-            (self.errors, difference),
-            (self.shares, difference / bound),
-            (self.largest, np.abs(values)),
+        difference = np.subtract(array(found).reshape(expected.values.shape), expected.values)
+        np.abs(difference, out=difference)
+        self._raise(self.errors, name, difference)
+        difference /= expected.ours if ours else expected.peers
+        self._raise(self.shares, name, difference)
+        self._raise(self.largest, name, np.abs(expected.values))
+
+    def merge(self, other: Verdict) -> None:
+        """Take another slice's verdict in."""
+        for mine, theirs in (
+            (self.errors, other.errors),
+            (self.shares, other.shares),
+            (self.largest, other.largest),
         ):
-            kept[name] = max(kept.get(name, 0.0), float(new.max(initial=0)))
+            for name, value in theirs.items():
+                mine[name] = max(mine.get(name, 0.0), value)
+
+    @staticmethod
+    def _raise(kept: dict[str, float], name: str, values: Any) -> None:
+        # A maximum is NaN where one value is.
+        most = float(values.max(initial=0))
+        kept[name] = max(kept.get(name, 0.0), most if most == most else np.inf)
 
 
 def check(case: Case, data: Data, outputs: Mapping[str, Outputs]) -> dict[str, Verdict]:
     """Compare every variant's outputs with the reference, slice by slice."""
-    verdicts = {name: Verdict() for name in outputs}
-    outputs = {name: {output: _dense(t) for output, t in found.items()} for name, found in outputs.items()}
-    sums = []
-    for part in slices(case, data):
-        for name, found in outputs.items():
+    exact = Reference(case, data)
+    laid = {name: {output: exact.rows(t) for output, t in found.items()} for name, found in outputs.items()}
+
+    def judge(where: Where) -> tuple[dict[str, Verdict], dict[str, Any]]:
+        part = exact.slice(where)
+        verdicts = {name: Verdict() for name in laid}
+        for name, found in laid.items():
             for output in part.elements.keys() & found.keys():
-                given = rows(case, found[output])[part.where]
-                verdicts[name].compare(output, given, part.elements[output], name == OURS)
-        sums.append(part.sums)
-    for output, expected in totals(case, sums).items():
-        for name, found in outputs.items():
-            if output in found:
-                verdicts[name].compare(output, found[output], expected, name == OURS)
+                verdicts[name].compare(output, found[output][where], part.elements[output], name == OURS)
+        return verdicts, part.sums
+
+    verdicts, sums = {name: Verdict() for name in outputs}, []
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for found, part in pool.map(judge, exact.wheres()):
+            sums.append(part)
+            for name, verdict in found.items():
+                verdicts[name].merge(verdict)
+    for output, expected in exact.totals(sums).items():
+        for name, given in outputs.items():
+            if output in given:
+                verdicts[name].compare(output, given[output], expected, name == OURS)
     return verdicts
-
-
-def _dense(values: Any) -> Any:
-    """Slices of channels are cut fast where the channels do not lie innermost."""
-    return values.detach().contiguous() if isinstance(values, Tensor) else np.ascontiguousarray(values)

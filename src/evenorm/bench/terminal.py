@@ -134,8 +134,8 @@ def _means(summary: Summary) -> Iterator[RenderableType]:
         groups = {key: means for key, means in summary.means.items() if key[0].split()[0] == suite}
         names = list(dict.fromkeys(name for means in groups.values() for name in means if name != "evenorm compiled"))
         names.sort(key=lambda name: name == COMPILED)
-        title = f"\n{suite}: peer's time over ours, geometric mean" + above(suite)
-        table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="dim")
+        yield Text(f"\n{suite}: peer's time over ours, geometric mean" + above(suite), style="bold")
+        table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
         table.add_column("")
         table.add_column("rows", justify="right")
         for name in names:
