@@ -245,7 +245,7 @@ def test_eps_of_zero_is_torchs() -> None:
 
 def test_bad_call_of_the_function() -> None:
     x = torch.ones(4, 6)
-    with pytest.raises(ValueError, match=r"normalize: .*weight.*affine='c'"):
+    with pytest.raises(ValueError, match=r"normalize: .*weight.*'c'"):
         evenorm.normalize(x, "[n] c", torch.ones(6))
     with pytest.raises(ValueError, match=r"normalize: .*6 values.*\(5,\)"):
         evenorm.normalize(x, "[n] c", torch.ones(5), affine="c")

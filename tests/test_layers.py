@@ -112,3 +112,41 @@ def test_torch_has_a_twin_in_the_table_for_every_name_we_share() -> None:
 
 def test_every_layer_is_in_the_table() -> None:
     assert {*evenorm.layers.__all__} - {"Layer"} <= {type(c.make()).__name__ for c in CASES}
+
+
+def test_llamas_order_of_cast_and_scale() -> None:
+    """Bit for bit: values are rounded to the input's dtype, and then multiplied by the weight."""
+    x, weight = torch.randn(64, 96).bfloat16(), torch.randn(96).bfloat16()
+    layer = evenorm.RMSNorm(96, eps=1e-6, cast="before", dtype=torch.bfloat16)
+    layer.weight = torch.nn.Parameter(weight)
+    normal = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    assert torch.equal(layer(x), weight * normal.to(torch.bfloat16))
+    # The other order is another function.
+    other = evenorm.RMSNorm(96, eps=1e-6, dtype=torch.bfloat16)
+    other.weight = layer.weight
+    assert not torch.equal(other(x), layer(x))
+
+
+def test_gemmas_weight_starts_at_0_and_is_added_to_1() -> None:
+    x = torch.randn(8, 96)
+    layer = evenorm.RMSNorm(96, eps=1e-6, weight_offset=1.0)
+    assert layer.weight is not None
+    assert not layer.weight.any()
+    torch.testing.assert_close(layer(x), torch.nn.RMSNorm(96, eps=1e-6)(x))
+    torch.nn.init.constant_(layer.weight, 2.0)
+    torch.testing.assert_close(layer(x), 3 * torch.nn.RMSNorm(96, eps=1e-6)(x))
+
+
+def test_adaptive_layer_norm_is_its_articles_formula() -> None:
+    """adaLN: (1 + scale)·LN(x) + shift, with scale and shift of each sample, which learn."""
+    x = torch.randn(4, 7, 12, dtype=torch.float64)
+    scale, shift = torch.randn(2, 4, 12, dtype=torch.float64, requires_grad=True).unbind()
+    layer = evenorm.Norm("n t [d]", affine=evenorm.Affine("d", offset=1.0), d=12).double()
+    layer.weight = layer.bias = None
+    plain = torch.nn.functional.layer_norm(x, (12,))
+    wanted = (1 + scale[:, None]) * plain + shift[:, None]
+    found = layer(x, scale=scale, shift=shift)
+    close(found, wanted)
+    dy = torch.randn_like(x)
+    for mine, theirs in zip(*(torch.autograd.grad(y, (scale, shift), dy) for y in (found, wanted)), strict=True):
+        close(mine, theirs)
