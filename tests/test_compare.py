@@ -127,6 +127,15 @@ def test_small_gray_pictures_stay_as_they_are(tmp_path: Path) -> None:
     assert "12 × 10 pixels as they are" in images.origin
 
 
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    for name, level in (("a", 257 * 7), ("b", 65535)):
+        for index in range(2):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(np.full((8, 8), level, np.uint16)).save(tmp_path / name / f"{index}.png")
+    images = load(tmp_path)
+    assert np.unique(images.train_pixels).tolist() == [7, 255]
+
+
 def test_class_folders_cut_already(tmp_path: Path) -> None:
     for part, count in (("train", 3), ("test", 2)):
         for name in ("a", "b"):

@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -18,6 +22,8 @@ Labels = NDArray[np.int64]
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 HELD_OUT = 0.2
 SIDE = 32
+# Pillow's modes of gray pictures: one bit, bytes, 16 and 32 bits.
+GRAY = ("1", "L", "I", "I;16", "I;16B")
 ACCEPTED = (
     "Pass a folder with IDX files (MNIST's format, gzip or not: train-images-idx3-ubyte.gz, "
     "train-labels-idx1-ubyte.gz, …) or one with a folder of pictures per class (cats/1.png, dogs/1.png, …)."
@@ -312,25 +318,35 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def read_pictures(paths: Sequence[Path]) -> tuple[Bytes, str]:
-    """Read pictures into (N, C, H, W) and say how: C is 1 where all are gray, small square ones keep their size."""
+    """Read pictures into (N, C, H, W) and say how: C is 1 where all are gray, small ones of one size stay so."""
     from PIL import Image, UnidentifiedImageError
 
-    opened = []
-    for path in paths:
+    def read(path: Path, mode: str = "", size: tuple[int, int] = (0, 0)) -> Image.Image:
         try:
             with Image.open(path) as file:
-                opened.append(file.convert("L" if file.mode in {"1", "L", "I", "I;16"} else "RGB"))
+                if not mode:
+                    return file
+                return eight_bit(file).convert(mode).resize(size, Image.Resampling.BILINEAR)
         except (UnidentifiedImageError, OSError) as fault:
             raise DataError(f"{path}: not a readable picture ({fault}). Remove or replace it.") from fault
-    mode = "L" if all(picture.mode == "L" for picture in opened) else "RGB"
-    sizes = {picture.size for picture in opened}
+
+    # First the headers alone, so that no more than one picture is in memory at its full size.
+    headers = [read(path) for path in paths]
+    mode = "L" if all(header.mode in GRAY for header in headers) else "RGB"
+    sizes = {header.size for header in headers}
     keep = len(sizes) == 1 and max(next(iter(sizes))) <= SIDE
-    width, height = next(iter(sizes)) if keep else (SIDE, SIDE)
-    arrays = [
-        np.asarray(picture.convert(mode).resize((width, height), Image.Resampling.BILINEAR)) for picture in opened
-    ]
-    stacked = np.stack(arrays)
+    size = next(iter(sizes)) if keep else (SIDE, SIDE)
+    stacked = np.stack([np.asarray(read(path, mode, size)) for path in paths])
     pixels = stacked[:, None] if mode == "L" else stacked.transpose(0, 3, 1, 2)
-    size = f"{width} × {height} pixels"
-    how = f"{size} as they are" if keep else f"resized to {size} (bilinear, proportions not kept)"
+    named = f"{size[0]} × {size[1]} pixels"
+    how = f"{named} as they are" if keep else f"resized to {named} (bilinear, proportions not kept)"
     return np.ascontiguousarray(pixels), f"{'gray' if mode == 'L' else 'in color'}, {how}"
+
+
+def eight_bit(picture: Image.Image) -> Image.Image:
+    """Return a picture of bytes; Pillow would clip 16-bit gray ones instead of scaling them."""
+    from PIL import Image
+
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
