@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from evenorm.bench import command, expected, gate, interval, measure, readme, session, suites, terminal
+from evenorm.bench import command, interval, measure, readme, session, suites, terminal
 from evenorm.bench.case import Case, Data
 from evenorm.bench.interval import Interval
-from evenorm.bench.peers import OURS, Outputs, build, module
+from evenorm.bench.peers import OURS, Outputs, module
 from evenorm.bench.roof import COPY, STREAM, copies
 from evenorm.bench.row import Row, Run, Timing
 from evenorm.bench.stopwatch import interleave
@@ -28,119 +28,9 @@ from evenorm.bench.summary import summarize
 from evenorm.cli import app
 
 ALL = ("torch", "compile", "jax", "onnxruntime")
-CASES = [
-    Case("", "BatchNorm2d", (4, 8, 3, 5)),
-    Case("", "BatchNorm2d", (4, 8, 3, 5), channels_last=True, training=False),
-    Case("", "BatchNorm1d", (16, 8)),
-    Case("", "LayerNorm", (3, 4, 32)),
-    Case("", "LayerNorm2d", (3, 8, 4, 4), channels_last=True),
-    Case("", "RMSNorm", (6, 32)),
-    Case("", "GroupNorm", (2, 8, 4, 4), groups=4),
-    Case("", "InstanceNorm2d", (2, 8, 4, 4)),
-]
-CASES += [replace(case, dtype="bfloat16") for case in CASES]
-
-
-def case_id(case: Case) -> str:
-    return f"{case.title} {case.size}"
-
-
-# The gate.
-
-
-@pytest.mark.parametrize("name", [OURS, "torch"])
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_the_gate_lets_right_results_pass(case: Case, name: str) -> None:
-    data = Data.of(case)
-    verdict = gate.check(case, data, {name: build(name, case, data).outputs()})[name]
-    assert verdict.fault is None
-    assert {"y", "dx", "dweight"} <= verdict.errors.keys()
-
-
-@pytest.mark.parametrize("damage", ["zeros", "nan", "one element", "shifted"])
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_the_gate_stops_every_wrong_output(case: Case, damage: str) -> None:
-    data = Data.of(case)
-    right = build("torch", case, data).outputs()
-    for output in right:
-        wrong = torch.as_tensor(right[output]).detach().clone(memory_format=torch.contiguous_format)
-        if damage == "zeros":
-            wrong.zero_()
-        elif damage == "shifted":
-            wrong += wrong.abs().max() / 4
-        else:
-            wrong.view(-1)[wrong.numel() // 2] += torch.nan if damage == "nan" else 3 * wrong.abs().max()
-        verdicts = gate.check(case, data, {OURS: {**right, output: wrong}, "torch": {**right, output: wrong}})
-        for verdict in verdicts.values():
-            assert verdict.fault is not None
-            assert output in verdict.fault
-
-
-@pytest.mark.parametrize("case", CASES[:8], ids=case_id)
-def test_slices_change_no_verdict(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Data.of(case)
-    outputs = {"torch": build("torch", case, data).outputs()}
-    whole = gate.check(case, data, outputs)["torch"]
-    monkeypatch.setattr(expected, "_SLICE", 1)
-    cut = gate.check(case, data, outputs)["torch"]
-    assert cut.errors == pytest.approx(whole.errors, rel=1e-6, abs=1e-12)
-
-
-FUSED = [
-    Case("", "BatchNorm2d", (8, 4, 16, 16), activation=activation, residual=residual)
-    for activation in sorted(module._ACTIVATIONS)
-    for residual in (None, "after")
-]
-FUSED += [
-    Case("", "BatchNorm2d", (8, 4, 16, 16), residual="after"),
-    Case("", "GroupNorm", (2, 64, 8, 8), channels_last=True, activation="silu"),
-    Case("", "LayerNorm", (8, 64), residual="before"),
-    Case("", "RMSNorm", (8, 64), residual="before"),
-]
-FUSED += [replace(case, dtype="bfloat16") for case in FUSED]
-
-
-# Ours in half precision is the business of the tests of epilogues; here the reference's bounds are tested.
-@pytest.mark.parametrize("name", ["torch", "separate"])
-@pytest.mark.parametrize("case", FUSED, ids=case_id)
-def test_the_gate_knows_epilogues(case: Case, name: str) -> None:
-    data = Data.of(case)
-    expected.avoid_kinks(case, data)
-    right = build(name, case, data).outputs()
-    verdict = gate.check(case, data, {name: right})[name]
-    assert verdict.fault is None
-    assert ("sum" in verdict.errors) is (case.residual == "before")
-    assert ("dresidual" in verdict.errors) is (case.residual is not None)
-    bare = build("norm alone", case, data).outputs()
-    assert gate.check(case, data, {name: {**right, **bare}})[name].fault is not None
-
-
-@pytest.mark.parametrize("case", [*CASES[:9], FUSED[1], *FUSED[-2:]], ids=case_id)
-def test_jax_computes_the_same(case: Case) -> None:
-    pytest.importorskip("jax", reason="jax is in the extra evenorm[bench]")
-    data = Data.of(case)
-    verdict = gate.check(case, data, {"jax": build("jax", case, data).outputs()})["jax"]
-    assert verdict.fault is None
-    assert {"y", "dx", "dweight"} <= verdict.errors.keys()
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case("", "BatchNorm2d", (4, 8, 3, 5), training=False),
-        Case("", "LayerNorm", (3, 4, 32)),
-        Case("", "RMSNorm", (6, 32)),
-        Case("", "GroupNorm", (2, 8, 4, 4), groups=4),
-        Case("", "InstanceNorm2d", (2, 8, 4, 4)),
-    ],
-    ids=case_id,
-)
-def test_onnxruntime_computes_the_same(case: Case) -> None:
-    pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra evenorm[bench]")
-    data = Data.of(case)
-    verdict = gate.check(case, data, {"onnxruntime": build("onnxruntime", case, data).outputs()})["onnxruntime"]
-    assert verdict.fault is None
-    assert verdict.errors.keys() == {"y without grad"}
+BATCH = Case("", "BatchNorm2d", (4, 8, 3, 5))
+FLAT = Case("", "BatchNorm1d", (16, 8))
+LAYER = Case("", "LayerNorm", (3, 4, 32))
 
 
 # Measuring.
@@ -169,7 +59,7 @@ class _Wrong(nn.BatchNorm2d):
 
 
 def test_a_row_that_is_wrong_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = CASES[0]
+    case = BATCH
     monkeypatch.setitem(module.VARIANTS, OURS, lambda case, data: module.Called(_Wrong(case.shape[1]), data))
     plan = measure.Plan("layers", case, ("forward", "both"), suites.FRESH, (OURS, "torch"))
     for row in measure.measure(plan, 0.0):
@@ -181,7 +71,7 @@ def test_a_row_that_is_wrong_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_peer_that_is_wrong_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = CASES[0]
+    case = BATCH
     monkeypatch.setitem(module.VARIANTS, "torch", lambda case, data: module.Called(_Wrong(case.shape[1]), data))
     plan = measure.Plan("layers", case, ("both",), suites.FRESH, (OURS, "torch"))
     (row,) = measure.measure(plan, 0.0)
@@ -191,19 +81,19 @@ def test_a_peer_that_is_wrong_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_every_pass_is_timed_beside_both_roofs() -> None:
-    plan = measure.Plan("layers", CASES[3], ("forward", "backward", "both"), suites.FRESH, (OURS, "torch"))
+    plan = measure.Plan("layers", LAYER, ("forward", "backward", "both"), suites.FRESH, (OURS, "torch"))
     rows = list(measure.measure(plan, 0.0))
     assert [row.direction for row in rows] == ["forward", "backward", "both"]
     for row in rows:
         assert list(row.timings) == [OURS, "torch", COPY, STREAM]
         assert row.ratio("torch") == pytest.approx((row.seconds("torch") or 0) / (row.seconds() or 1))
-        assert row.copies == copies(CASES[3], row.direction)
+        assert row.copies == copies(LAYER, row.direction)
         assert row.share_of(COPY) == pytest.approx((row.seconds(COPY) or 0) * row.copies / (row.seconds() or 1))
 
 
 def test_gradients_are_cleared_between_calls() -> None:
-    data = Data.of(CASES[0])
-    variant = module.VARIANTS["torch"](CASES[0], data)
+    data = Data.of(BATCH)
+    variant = module.VARIANTS["torch"](BATCH, data)
     for direction in ("both", "backward"):
         call = variant.call(direction)
         call()
@@ -234,17 +124,28 @@ def test_reused_memory_faults_no_pages() -> None:
 
 def row_of(ours: float, theirs: float, spread: float = 0.0, elements: int = 200_000, **changes: object) -> Row:
     turns: NDArray[np.float64] = 1 + spread * np.linspace(-1, 1, 11)
+    samples = {OURS: ours * turns, "torch": theirs * turns[::-1], COPY: ours * turns / 5, STREAM: ours * turns / 10}
     row = Row(
-        "layers", "BatchNorm2d · training · float32", "ResNet-50", "BatchNorm2d", "8×8", "float32", True, "both",
-        "fresh", elements, 4 * elements, 2.5,
-        measure.timings({OURS: ours * turns, "torch": theirs * turns[::-1], COPY: ours * turns / 5}),
-    )  # fmt: skip
+        suite="layers",
+        title="BatchNorm2d · training · float32",
+        network="ResNet-50",
+        layer="BatchNorm2d",
+        size="8×8",
+        dtype="float32",
+        training=True,
+        direction="both",
+        memory="fresh",
+        elements=elements,
+        bytes=4 * elements,
+        copies=2.5,
+        timings=measure.timings(samples),
+    )
     return replace(row, **changes)  # type: ignore[arg-type]
 
 
 def run_of(*rows: Row) -> Run:
-    return Run({"cpu": "a cpu", "cores": "2", "threads": "2", "caches": "L3 1 KiB", "instruction sets": "avx2",
-                "load": "0.0", "torch": "2.13.0"}, "2026-01-01", "evenorm bench", list(rows))  # fmt: skip
+    machine = {"cpu": "a cpu", "cores": "2", "threads": "2", "caches": "L3 1 KiB", "instruction sets": "avx2"}
+    return Run({**machine, "load": "0.0", "torch": "2.13.0"}, "2026-01-01", "evenorm bench", list(rows))
 
 
 @pytest.mark.parametrize(
@@ -273,10 +174,15 @@ def test_means_are_of_large_rows() -> None:
 
 def test_shares_are_of_reused_memory_beyond_the_cache() -> None:
     beyond = row_of(1.0, 2.0, memory="reused")
-    run = run_of(row_of(1.0, 2.0), beyond, replace(beyond, cached=True, copies=1.0))
-    (share,) = summarize(run).shares
-    assert (share.roof, share.rows) == (COPY, 1)
-    assert share.mean == pytest.approx(0.5)
+    run = run_of(row_of(1.0, 2.0), replace(beyond, sweeps=2), beyond, replace(beyond, cached=True, copies=1.0))
+    shares = summarize(run).shares
+    assert [(share.sweeps, share.roof, share.rows) for share in shares] == [
+        (1, COPY, 1),
+        (1, STREAM, 1),
+        (2, COPY, 1),
+        (2, STREAM, 1),
+    ]
+    assert [share.mean for share in shares] == pytest.approx([0.5, 0.25] * 2)
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -426,7 +332,7 @@ def test_a_variant_that_raises_is_one_row_s_news(monkeypatch: pytest.MonkeyPatch
             raise RuntimeError("out of luck\nand more")
 
     monkeypatch.setitem(module.VARIANTS, "compile", lambda case, data: Broken())
-    plan = measure.Plan("layers", CASES[2], ("both",), suites.FRESH, (OURS, "compile"))
+    plan = measure.Plan("layers", FLAT, ("both",), suites.FRESH, (OURS, "compile"))
     (row,) = measure.measure(plan, 0.0)
     assert row.timings["compile"].absent == "RuntimeError: out of luck"
     assert isinstance(row.ours.seconds, Interval)

@@ -134,7 +134,7 @@ def bench(
         str | None, typer.Option(metavar="PATTERN", help="Regular expression for rows, for example 'RMSNorm.*float32'.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads and cores to use.", show_default="torch's")] = None,
-    seconds_per_row: Annotated[float, typer.Option(help="Time for each row; five rounds at least.")] = 1.0,
+    seconds_per_row: Annotated[float, typer.Option(help="Time for each row; five rounds at least.")] = 0.7,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny tensors: tries the benchmark itself.")] = False,
     source: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Show and write an earlier run's JSON instead.")

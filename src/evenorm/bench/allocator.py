@@ -3,7 +3,7 @@
 *Fresh* is what a process gets by default: glibc returns large blocks to the kernel, and writing into their
 successors faults every page in anew. *Reused* is glibc told to keep what is freed (``mallopt``), so that each
 call's outputs lie where the last call's lay, already mapped; it holds for every variant of the process, ours,
-torch's and JAX's, and no interface for outputs is needed. It cannot be undone, so fresh rows come first.
+torch's, JAX's and onnxruntime's, and no interface for outputs is needed. It cannot be undone, so fresh rows come first.
 """
 
 from __future__ import annotations

@@ -147,5 +147,6 @@ def _row(plan: Plan, direction: str, found: dict[str, Timing]) -> Row:
         case.bytes,
         copies(case, direction),
         found,
+        sweeps=case.sweeps,
         cached=2 * case.bytes <= largest_cache(),
     )

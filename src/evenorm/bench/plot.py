@@ -11,8 +11,8 @@ from evenorm.bench.machine import line
 from evenorm.bench.peers import OURS
 from evenorm.bench.roof import COPY, STREAM
 from evenorm.bench.row import Row, Run
-from evenorm.bench.summary import LARGE, PASSES, summarize
-from evenorm.bench.terminal import times
+from evenorm.bench.summary import PASSES, summarize
+from evenorm.bench.terminal import above, times
 
 __all__ = ["page", "write"]
 
@@ -106,19 +106,19 @@ def _roofs(run: Run) -> go.Figure:
 
 
 def _means(run: Run) -> str:
-    means = summarize(run).means
-    names = list(dict.fromkeys(name for found in means.values() for name in found))
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = ""
-    for (suite, dtype, direction, memory), found in means.items():
-        label = f"{suite}, {dtype}, {PASSES[direction]}, {memory} memory"
-        cells = "".join(
-            f"<td>{times(found[name].value)} ({found[name].rows})</td>" if name in found else "<td>–</td>"
-            for name in names
-        )
-        body += f"<tr><td>{escape(label)}</td>{cells}</tr>"
-    title = f"Peer's time over ours: geometric mean (rows), above {LARGE:,} elements"
-    return f"<h2>{title}</h2><div class='wide'><table><tr><th></th>{head}</tr>{body}</table></div>"
+    text = "<h2>Peer's time over ours: geometric mean (rows)</h2>"
+    for suite, names, groups in summarize(run).tables():
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
+        body = ""
+        for (kind, dtype, direction, memory), found in groups.items():
+            label = ", ".join([*kind.split()[1:], dtype, PASSES[direction], f"{memory} memory"])
+            cells = "".join(
+                f"<td>{times(found[name].value)} ({found[name].rows})</td>" if name in found else "<td>–</td>"
+                for name in names
+            )
+            body += f"<tr><td>{escape(label)}</td>{cells}</tr>"
+        text += f"<div class='wide'><table><tr><th>{suite}{above(suite)}</th>{head}</tr>{body}</table></div>"
+    return text
 
 
 def _rows(run: Run) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from evenorm.bench.machine import line
 from evenorm.bench.row import Run
 from evenorm.bench.summary import PASSES, summarize
-from evenorm.bench.terminal import times
+from evenorm.bench.terminal import above, times
 
 __all__ = ["BEGIN", "END", "figures", "insert"]
 
@@ -29,19 +29,24 @@ def insert(run: Run, file: Path) -> None:
 
 
 def figures(run: Run) -> str:
-    """The geometric means as a table, with the machine and the command that measured them."""
-    summary = summarize(run)
-    names = list(dict.fromkeys(name for means in summary.means.values() for name in means))
-    lines = [f"| time over evenorm's | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for (suite, dtype, direction, memory), means in summary.means.items():
-        cells = [times(means[name].value) if name in means else "–" for name in names]
-        lines.append(f"| {suite}, {dtype}, {PASSES[direction]}, {memory} memory | {' | '.join(cells)} |")
-    lines += [""]
-    for share in summary.shares:
-        lines.append(
-            f"- Reused memory beyond the last-level cache, {PASSES[share.direction]}: {share.mean:.0%} of the speed "
-            f"of a {share.roof} of the same bytes."
-        )
-    lines += [f"- {len(summary.slower)} of {len(run.rows)} rows are slower than torch eager.", ""]
-    lines += [f"`{run.command}`, {run.date}, on {line(run.machine)}.", ""]
+    """The geometric means as tables, with the machine and the command that measured them."""
+    summary, lines = summarize(run), []
+    for suite, names, groups in summary.tables():
+        lines += [f"| {suite}{above(suite)} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        for (kind, dtype, direction, memory), means in groups.items():
+            words = [*kind.split()[1:], dtype, PASSES[direction], *([f"{memory} memory"] if suite != "models" else [])]
+            cells = [times(means[name].value) if name in means else "–" for name in names]
+            lines.append(f"| {', '.join(words)} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += [
+        f"- Reused memory beyond the last-level cache, {PASSES[share.direction]}, {share.sweeps} "
+        f"sweep{'s' * (share.sweeps > 1)}: {share.mean:.0%} of the speed of a {share.roof} of the same bytes."
+        for share in summary.shares
+    ]
+    compared = [row for row in run.rows if row.ratio("torch") is not None]
+    lines.append(
+        f"- {len(summary.slower)} of {len(compared)} rows are slower than torch eager, {len(summary.wrong)} were wrong "
+        f"and have no speed."
+    )
+    lines += ["", f"`{run.command}`, {run.date}, on {line(run.machine)}.", ""]
     return "\n".join(lines)

@@ -56,6 +56,7 @@ class Row:
     bytes: int
     copies: float
     timings: dict[str, Timing]
+    sweeps: int = 1
     cached: bool = False
     """Whether input and output lie in the last-level cache together."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from evenorm.bench.interval import geometric_mean
@@ -14,9 +14,10 @@ __all__ = ["LARGE", "Mean", "Share", "Summary", "summarize"]
 LARGE = 100_000
 """Rows of more elements enter the means; smaller ones measure the cost of a call."""
 
-COMPILED = "compiled"
+COMPILED = "both compiled"
 """Torch's layer compiled over ours compiled."""
 
+# As headings name them.
 PASSES = {
     "forward": "forward",
     "backward": "backward",
@@ -39,6 +40,7 @@ class Share:
     """The share of a roof that rows reach: geometric mean, and the worst."""
 
     direction: str
+    sweeps: int
     roof: str
     mean: float
     worst: float
@@ -46,30 +48,41 @@ class Share:
     rows: int
 
 
+Key = tuple[str, str, str, str]
+"""Suite, dtype, pass and memory of rows that are averaged."""
+
+
 @dataclass
 class Summary:
     """What a run comes to."""
 
-    means: dict[tuple[str, str, str, str], dict[str, Mean]]
-    """By suite, dtype, pass and memory; then by peer."""
+    means: dict[Key, dict[str, Mean]]
+    """By what the rows share; then by peer."""
     shares: list[Share]
     """In reused memory, of tensors that the last-level cache does not hold."""
     slower: list[Row]
     worst: list[Row]
     wrong: list[Row]
 
+    def tables(self) -> Iterator[tuple[str, list[str], dict[Key, dict[str, Mean]]]]:
+        """Each suite, its peers, and its means."""
+        for suite in dict.fromkeys(key[0].split()[0] for key in self.means):
+            groups = {key: means for key, means in self.means.items() if key[0].split()[0] == suite}
+            names = list(dict.fromkeys(name for means in groups.values() for name in means))
+            yield suite, sorted(names, key=lambda name: name == COMPILED), groups
+
 
 def summarize(run: Run, worst: int = 5) -> Summary:
     """Sum a run up."""
     rows = [row for row in run.rows if row.ours.seconds is not None]
-    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+    groups: dict[Key, list[Row]] = {}
     for row in rows:
         if row.elements > LARGE or row.suite == "models":
             groups.setdefault((row.suite, row.dtype, row.direction, row.memory), []).append(row)
     compared = [row for row in rows if row.ratio("torch") is not None]
     return Summary(
         {key: _means(group) for key, group in groups.items()},
-        [share for group in groups.values() for roof in (COPY, STREAM) if (share := _share(group, roof))],
+        _shares(rows),
         [row for row in rows if row.slower],
         sorted(compared, key=lambda row: row.ratio("torch") or 0.0)[:worst],
         [row for row in run.rows if row.ours.seconds is None],
@@ -79,21 +92,29 @@ def summarize(run: Run, worst: int = 5) -> Summary:
 def _means(rows: Iterable[Row]) -> dict[str, Mean]:
     ratios: dict[str, list[float]] = {}
     for row in rows:
-        found = {name: row.ratio(name) for name in row.peers()} | {COMPILED: row.compiled_ratio}
+        found = {name: row.ratio(name) for name in row.peers() if name != "evenorm compiled"}
+        found[COMPILED] = row.compiled_ratio
         for name, value in found.items():
             if value is not None:
                 ratios.setdefault(name, []).append(value)
     return {name: Mean(geometric_mean(values), len(values)) for name, values in ratios.items()}
 
 
-def _share(rows: Iterable[Row], roof: str) -> Share | None:
-    found = [
-        (share, row)
-        for row in rows
-        if row.memory == "reused" and not row.cached and (share := row.share_of(roof)) is not None
+def _shares(rows: Iterable[Row]) -> list[Share]:
+    """The shares of one sweep and of two, forward and backward."""
+    groups: dict[tuple[int, str], list[Row]] = {}
+    for row in rows:
+        if row.suite == "layers" and row.memory == "reused" and not row.cached and row.share_of(COPY) is not None:
+            groups.setdefault((row.sweeps, row.direction), []).append(row)
+    return [
+        _share(group, direction, sweeps, roof)
+        for (sweeps, direction), group in sorted(groups.items(), key=lambda item: item[0][0])
+        for roof in (COPY, STREAM)
     ]
-    if not found:
-        return None
-    worst, row = min(found, key=lambda pair: pair[0])
-    mean = geometric_mean([share for share, _ in found])
-    return Share(row.direction, roof, mean, worst, f"{row.layer} {row.size}", len(found))
+
+
+def _share(rows: list[Row], direction: str, sweeps: int, roof: str) -> Share:
+    shares = [row.share_of(roof) or 0.0 for row in rows]
+    worst = min(range(len(rows)), key=shares.__getitem__)
+    name = f"{rows[worst].layer} {rows[worst].size}"
+    return Share(direction, sweeps, roof, geometric_mean(shares), shares[worst], name, len(rows))

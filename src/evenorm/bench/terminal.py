@@ -11,7 +11,7 @@ from rich.text import Text
 
 from evenorm.bench.roof import COPY, STREAM
 from evenorm.bench.row import Row, Run
-from evenorm.bench.summary import COMPILED, LARGE, PASSES, Mean, Summary
+from evenorm.bench.summary import COMPILED, LARGE, Mean, Summary
 
 __all__ = ["WIDTH", "closing", "heading", "line", "watch"]
 
@@ -104,10 +104,14 @@ def times(ratio: float | None) -> str:
 def closing(run: Run, summary: Summary) -> RenderableType:
     """The summary."""
     parts: list[RenderableType] = [*_means(summary)]
+    if summary.shares:
+        parts.append(
+            Text("\nReused memory beyond the cache: share of a roof, geometric mean (worst row)", style="bold")
+        )
     parts += [
         Text(
-            f"Reused memory beyond the cache, {PASSES[share.direction]}: {share.mean:.0%} of {share.roof} "
-            f"({share.rows} rows; worst {share.worst:.0%}, {share.worst_row})"
+            f"  {_MARKS[share.direction]}, {share.sweeps} sweep{'s' * (share.sweeps > 1)}: {share.mean:.0%} of "
+            f"{share.roof} ({share.worst:.0%}, {share.worst_row})"
         )
         for share in summary.shares
     ]
@@ -129,11 +133,7 @@ def closing(run: Run, summary: Summary) -> RenderableType:
 
 def _means(summary: Summary) -> Iterator[RenderableType]:
     """One table for each suite, whose peers are its columns."""
-    suites = dict.fromkeys(key[0].split()[0] for key in summary.means)
-    for suite in suites:
-        groups = {key: means for key, means in summary.means.items() if key[0].split()[0] == suite}
-        names = list(dict.fromkeys(name for means in groups.values() for name in means if name != "evenorm compiled"))
-        names.sort(key=lambda name: name == COMPILED)
+    for suite, names, groups in summary.tables():
         yield Text(f"\n{suite}: peer's time over ours, geometric mean" + above(suite), style="bold")
         table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
         table.add_column("")

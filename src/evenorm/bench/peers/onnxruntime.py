@@ -28,6 +28,8 @@ class Session:
             raise Unavailable(reason)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # Its arena would keep its memory warm where the others' is fresh.
+        options.enable_cpu_mem_arena = False
         model = _model(case, data, case.ours())
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.feed = {"x": data.x.detach().numpy()}
