@@ -91,8 +91,8 @@ class RMSNorm(Layer, nn.RMSNorm):
     Source:
         Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), eq. 4.
 
-    >>> RMSNorm(2, eps=0.0)(torch.tensor([3.0, 4.0])) * 12.5**0.5
-    tensor([3.0000, 4.0000], grad_fn=<MulBackward0>)
+    >>> RMSNorm(2, eps=0.0)(torch.tensor([1.0, 7.0])).detach()
+    tensor([0.2000, 1.4000])
     """
 
     bias = None
