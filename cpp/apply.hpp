@@ -1,4 +1,4 @@
-// Apply: y = xhat * weight + bias on a dense run, in float32 or float64.
+// Apply: y = xhat * weight + bias on a dense run.
 #pragma once
 
 #include "element.hpp"
@@ -11,9 +11,14 @@ struct Center {
 
   // Whether float32 can hold every step; what is outside of it is applied in float64.
   bool narrow() const {
-    return mean <= 0x1p100 && mean >= -0x1p100 && rstd >= 0x1p-80 && rstd <= 0x1p80;
+    return (mean <= 0x1p100) & (mean >= -0x1p100) & (rstd >= 0x1p-80) & (rstd <= 0x1p80);
   }
+  double xhat(double x) const { return (x - mean) * rstd; }
 };
+
+inline void rstds(const double* m2, Size count, double values, double eps, double* rstd) {
+  for (Size k = 0; k < count; ++k) rstd[k] = 1 / std::sqrt(m2[k] / values + eps);
+}
 
 // xhat. A mean rounded to float32 alone would cost 6e-8 * |mean| / sigma, so its rest is subtracted too.
 template <class R>
@@ -30,25 +35,25 @@ struct Standardize {
 // One weight and bias for the whole run.
 template <class R>
 struct Uniform {
-  Vec<R> w, b;
+  R w, b;
 
   template <class Lanes>
   Vec<R> weight(Size, Lanes) const {
-    return w;
+    return splat<R>(w);
   }
   template <class Lanes>
   Vec<R> affine(Vec<R> xhat, Size, Lanes) const {
     return xhat * w + b;
   }
-  double weight(Size) const { return double(w[0]); }
-  double affine(double xhat, Size) const { return xhat * double(w[0]) + double(b[0]); }
+  double weight(Size) const { return double(w); }
+  double affine(double xhat, Size) const { return xhat * double(w) + double(b); }
 };
 
 // One weight, and bias where there is one, for each element of the run.
-template <class R, class P, bool kBias>
+template <class R, bool kBias>
 struct Elementwise {
-  const P* w;
-  const P* b;
+  const R* w;
+  const R* b;
 
   template <class Lanes>
   Vec<R> weight(Size i, Lanes lanes) const {
@@ -66,30 +71,48 @@ struct Elementwise {
   }
 };
 
-// Calls f with the scale for the parameters at `index`, computed in R.
-template <class R, class P, class F>
-inline void with_scale(const P& parameters, Size index, F&& f) {
-  using Q = std::remove_const_t<std::remove_pointer_t<decltype(parameters.weight())>>;
+// Calls f with the scale for the parameters at `index`.
+template <class Parameters, class F>
+inline void with_scale(const Parameters& parameters, Size index, F&& f) {
+  using R = typename Parameters::Value;
   if (!parameters.by_element()) {
-    f(Uniform<R>{splat<R>(R(parameters.weight(index))), splat<R>(R(parameters.bias(index)))});
+    f(Uniform<R>{parameters.weight(index), parameters.bias(index)});
   } else if (parameters.bias()) {
-    f(Elementwise<R, Q, true>{parameters.weight() + index, parameters.bias() + index});
+    f(Elementwise<R, true>{parameters.weight() + index, parameters.bias() + index});
   } else {
-    f(Elementwise<R, Q, false>{parameters.weight() + index, nullptr});
+    f(Elementwise<R, false>{parameters.weight() + index, nullptr});
   }
 }
 
-template <class R, class T, class Scale>
-inline void apply_run(const T* x, T* y, Size n, const Center& center, const Scale& scale,
-                      bool round_normalized) {
+// How results are stored: rounded to the element type before the scale, too; past the caches.
+struct Storing {
+  bool round_normalized, stream;
+};
+
+// One element in float64.
+template <class T, class Scale>
+inline T exact_apply(T x, const Center& center, const Scale& scale, Size i, bool round_normalized) {
+  double xhat = center.xhat(double(scalar(x)));
+  if (round_normalized) xhat = double(scalar(rounded<T>(xhat)));
+  return rounded<T>(scale.affine(xhat, i));
+}
+
+template <class T, class Scale>
+EVENORM_LOOP void apply_run(const T* x, T* y, Size n, const Center& center, Scale scale,
+                            Storing how) {
+  using R = Real<T>;
+  if (!center.narrow()) {
+    for (Size i = 0; i < n; ++i) y[i] = exact_apply(x[i], center, scale, i, how.round_normalized);
+    return;
+  }
   Standardize<R> standardize(center);
-  if (round_normalized) {
+  if (how.round_normalized) {
     each_vector<R>(n, [&](Size i, auto lanes) {
       Vec<R> xhat = through<T, R>(standardize(load<R>(x + i, lanes)));
       store<T, R>(y + i, scale.affine(xhat, i, lanes), lanes);
     });
   } else {
-    each_vector<R>(n, [&](Size i, auto lanes) {
+    each_stored<R>(y, n, how.stream, [&](Size i, auto lanes) {
       Vec<R> xhat = standardize(load<R>(x + i, lanes));
       store<T, R>(y + i, scale.affine(xhat, i, lanes), lanes);
     });

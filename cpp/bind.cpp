@@ -3,6 +3,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "cache.hpp"
 #include "call.hpp"
 #include "isa.hpp"
 
@@ -158,6 +159,10 @@ NB_MODULE(_cpu, m) {
   m.def("isas", &isas, "The instruction sets of this build that this processor has, the best last.");
   m.def("isa", &isa, "The instruction set in use.");
   m.def("set_isa", &set_isa, nb::arg("name"), "Use one of isas(); ValueError for another name.");
+
+  m.def("stream_bytes", &stream_bytes,
+        "Outputs of this many bytes are stored past the caches; the last cache's size at first.");
+  m.def("set_stream_bytes", &set_stream_bytes, nb::arg("bytes"), "See stream_bytes().");
 
   m.def("moments", &moments, Free(), nb::arg("plan"), nb::arg("dtype"), nb::arg("x"),
         nb::arg("centered"), nb::arg("mean"), nb::arg("m2"),

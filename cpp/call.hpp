@@ -28,6 +28,7 @@ struct Call {
   double* s2 = nullptr;
   double* dweight = nullptr;
   double* dbias = nullptr;
+  bool stream = false;  // store the output past the caches
 };
 
 struct Verbs {

@@ -52,8 +52,8 @@ class ColumnGradient : public Columns<T> {
     Range range = this->rows(piece);
     double* plain = slab.partial + 2 * piece * slab.room;
     for (Size k = 0; k < 2 * slab.room; ++k) plain[k] = 0;
-    for (Size r = range.first; r < range.stop; r += kTileRows) {
-      Range tile{r, r + kTileRows < range.stop ? r + kTileRows : range.stop};
+    for (Size r = range.first; r < range.stop; r += kLinks) {
+      Range tile{r, r + kLinks < range.stop ? r + kLinks : range.stop};
       clear_chains(slab);
       for (Size row = tile.first; row < tile.stop; ++row) add(p, row, slab);
       flush_chains(p.width, slab, plain, plain + slab.room,
@@ -77,7 +77,7 @@ class ColumnGradient : public Columns<T> {
     for (Size row = tile.first; row < tile.stop; ++row) {
       double d = double(scalar(dy_[offset(plan_.dy, p, row) + k]));
       if (plan_.by_row) d *= double(parameters_.weight(this->index(p, row)));
-      sum.add({d, d * slab.xhat(double(scalar(x_[offset(plan_.x, p, row) + k])), k)});
+      sum.add({d, d * slab.center(k).xhat(double(scalar(x_[offset(plan_.x, p, row) + k])))});
     }
     return sum;
   }
@@ -97,7 +97,6 @@ class ColumnGradient : public Columns<T> {
         for (Size k = 0; k < 2 * slab.room; ++k) kept[k] = total[k];
       }
     }
-    *slab.odds = 0;
     this->each_group(p, [&](Size s, Size g) {
       GradSums sum = group_sums(p, slab, g);
       if (call_.s1) call_.s1[s] = sum.plain;
@@ -105,6 +104,7 @@ class ColumnGradient : public Columns<T> {
       double n = double(plan_.values);
       this->set(slab, g, this->given(s), {call_.centered ? sum.plain / n : 0, sum.normalized / n});
     });
+    slab.settle(p.width);
   }
 
   void add_tail(const Place& p, const Slab<R>& slab, double* total) const {
@@ -113,7 +113,7 @@ class ColumnGradient : public Columns<T> {
     for (Size k = 0; k < tail_ * row_; ++k) {
       double d = double(scalar(dy[k]));
       total[k] += d;
-      total[slab.room + k] += d * slab.xhat(double(scalar(x[k])), k);
+      total[slab.room + k] += d * slab.center(k).xhat(double(scalar(x[k])));
     }
   }
 

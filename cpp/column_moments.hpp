@@ -1,101 +1,82 @@
-// Moments of columns: a tile of rows, each column with a mean and an M2 of its own.
+// Moments of columns: rows stream by, and each column sums its deviations from a guess of its mean.
 #pragma once
 
+#include "column_rows.hpp"
 #include "moments.hpp"
 
 namespace evenorm::EVENORM_ISA {
 
-constexpr Size kTileRows = kLinks;
-
-// Moments of columns, each of as many values as the others. The arrays are padded to whole vectors.
+// Moments of columns, each of as many values as the others.
 struct ColumnMoments {
   double count;
   double* mean;
   double* m2;
 };
 
-// A column for which float32 may have failed, most often one of zeros.
 template <class T>
-inline Moments one_column(const T* x, Size pitch, Size rows, bool centered) {
-  Chunk<T> column{x, pitch, rows, 1};
-  if (all_zero(column)) return {column.count(), 0, 0};
-  return moments_in<double>(column, centered);
-}
-
-// Merges V neighboring vectors of columns, of at most kTileRows rows, into `to`.
-template <int V, bool kCentered, class T, class Lanes>
-inline void merge_strip(const T* x, Size pitch, Size rows, const ColumnMoments& to, Size column,
-                        Lanes lanes) {
+EVENORM_LOOP void add_values(const T* x, Size width, Real<T>* sum) {
   using R = Real<T>;
-  constexpr int L = kLanes<R>, H = kLanes<double>;
-  double n = double(rows);
-  Vec<R> center[V]{}, rest[V]{}, squares[V]{};
-  if constexpr (kCentered) {
-    for (Size r = 0; r < rows; ++r) {
-      for (int v = 0; v < V; ++v) center[v] += load<R>(x + r * pitch + v * L, lanes);
-    }
-    for (int v = 0; v < V; ++v) center[v] *= R(1 / n);
-  }
-  for (Size r = 0; r < rows; ++r) {
-    for (int v = 0; v < V; ++v) {
-      Vec<R> d = load<R>(x + r * pitch + v * L, lanes) - center[v];
-      if constexpr (kCentered) rest[v] += d;
-      squares[v] += d * d;
-    }
-  }
-  double share = n / (to.count + n), weight = to.count * share;
-  for (int v = 0; v < V; ++v) {
-    for (int h = 0; h < kHalves<R>; ++h) {
-      Vec<double> correction = half(rest[v], h), sum = half(squares[v], h);
-      Vec<double> mean = half(center[v], h) + correction / n;
-      Vec<double> m2 = sum - correction * correction / n;
-      m2 = m2 < 0.0 ? Vec<double>{} : m2;
-      Size first = v * L + h * H;
-      if constexpr (std::is_same_v<R, float>) {
-        Bits<double> sound = (sum >= kSmallestSquare * n) & (sum <= 1e300);
-        for (int k = 0; k < H; ++k) {
-          if constexpr (std::is_same_v<Lanes, Part>) {
-            if (h * H + k >= lanes.count) break;
-          }
-          if (sound[k]) continue;
-          Moments m = one_column(x + first + k, pitch, rows, kCentered);
-          mean[k] = m.mean;
-          m2[k] = m.m2;
-        }
-      }
-      double* to_mean = to.mean + column + first;
-      double* to_m2 = to.m2 + column + first;
-      Vec<double> old = read<Vec<double>>(to_mean), delta = mean - old;
-      write(to_mean, old + delta * share);
-      write(to_m2, read<Vec<double>>(to_m2) + m2 + delta * delta * weight);
-    }
-  }
-}
-
-template <bool kCentered, class T>
-inline void merge_tile(const T* x, Size pitch, Size rows, Size width, ColumnMoments& to) {
-  constexpr int L = kLanes<Real<T>>;
-  Size c = 0;
-  for (; c + 4 * L <= width; c += 4 * L) {
-    merge_strip<4, kCentered>(x + c, pitch, rows, to, c, Full{});
-  }
-  for (; c + L <= width; c += L) merge_strip<1, kCentered>(x + c, pitch, rows, to, c, Full{});
-  if (c < width) {
-    merge_strip<1, kCentered>(x + c, pitch, rows, to, c, Part{int(width - c)});
-  }
-  to.count += double(rows);
+  each_vector<R>(width, [&](Size i, auto lanes) { add_to<R>(sum + i, load<R>(x + i, lanes)); });
 }
 
 template <class T>
-inline void merge_rows(const T* x, Size pitch, Size rows, Size width, bool centered,
-                       ColumnMoments& to) {
-  for (Size r = 0; r < rows; r += kTileRows) {
-    Size n = rows - r < kTileRows ? rows - r : kTileRows;
-    if (centered) {
-      merge_tile<true>(x + r * pitch, pitch, n, width, to);
-    } else {
-      merge_tile<false>(x + r * pitch, pitch, n, width, to);
+EVENORM_LOOP void add_deviations(const T* x, Size width, const Real<T>* center, Real<T>* sum,
+                                 Real<T>* squares) {
+  using R = Real<T>;
+  each_vector<R>(width, [&](Size i, auto lanes) {
+    Vec<R> d = load<R>(x + i, lanes) - load<R>(center + i, lanes);
+    add_to<R>(sum + i, d);
+    add_to<R>(squares + i, d * d);
+  });
+}
+
+// The mean of few rows, spread evenly; of all of them where they are few.
+template <class T>
+inline void guess_means(const T* x, Size pitch, Size rows, Size width, Real<T>* center) {
+  using R = Real<T>;
+  Size few = rows <= 48 ? rows : 8;
+  for (Size k = 0; k < width; ++k) center[k] = 0;
+  for (Size r = 0; r < few; ++r) add_values(x + r * rows / few * pitch, width, center);
+  for (Size k = 0; k < width; ++k) center[k] *= R(1.0 / double(few));
+}
+
+// `to` of the columns of some rows; a column is done again in float64 where float32 may have failed, or
+// where (sum d)^2 / n above 3/4 of sum d^2 shows that the guess was too far off.
+template <class T>
+inline void column_moments(const T* x, Size pitch, Size rows, Size width, bool centered,
+                           const Slab<Real<T>>& slab, const ColumnMoments& to) {
+  using R = Real<T>;
+  R* center = slab.guess;
+  for (Size k = 0; k < slab.room; ++k) center[k] = 0, to.mean[k] = to.m2[k] = 0;
+  if (centered) guess_means(x, pitch, rows, width, center);
+  for (Size r = 0; r < rows;) {
+    Size stop = r + kLinks < rows ? r + kLinks : rows;
+    clear_chains(slab);
+    for (; r < stop; ++r) add_deviations(x + r * pitch, width, center, slab.chain1, slab.chain2);
+    for (Size k = 0; k < width; ++k) to.mean[k] += double(slab.chain1[k]);
+    for (Size k = 0; k < width; ++k) to.m2[k] += double(slab.chain2[k]);
+  }
+  double n = double(rows), least = centered && rows > 48 ? 0.25 : -1;
+  Size failed = 0;
+  for (Size k = 0; k < width; ++k) {
+    double m2 = to.m2[k] - to.mean[k] * to.mean[k] / n;
+    failed += !(m2 >= least * to.m2[k]) | !sound(to.m2[k], n, double(center[k]));
+  }
+  for (Size k = 0; failed && k < width; ++k) {
+    double m2 = to.m2[k] - to.mean[k] * to.mean[k] / n;
+    if (m2 >= least * to.m2[k] && (std::is_same_v<T, double> || sound(to.m2[k], n, double(center[k])))) {
+      continue;
     }
+    Moments m = exact_moments(Chunk<T>{x + k, pitch, rows, 1}, centered);
+    // As sums of deviations from the center.
+    center[k] = R(m.mean);
+    to.mean[k] = n * (m.mean - double(center[k]));
+    to.m2[k] = m.m2 + to.mean[k] * to.mean[k] / n;
+  }
+  for (Size k = 0; k < width; ++k) {
+    double sum = centered ? to.mean[k] : 0, m2 = to.m2[k] - sum * sum / n;
+    to.mean[k] = double(center[k]) + sum / n;
+    to.m2[k] = m2 < 0 ? 0 : m2;
   }
 }
 

@@ -5,18 +5,18 @@
 
 namespace evenorm::EVENORM_ISA {
 
-// What a block of columns is worked with, laid out in memory that threads share, and two arrays that each
+// What a block of columns is worked with, laid out in memory that threads share, and three arrays that each
 // has for itself. Odd columns are those that float32 cannot hold.
 template <class R>
 struct Slab {
   Size room;
   double *partial, *mean, *rstd, *c1, *c2;
-  R *high, *low, *scale, *pull1, *pull2, *chain1, *chain2;
+  R *high, *low, *scale, *pull1, *pull2, *guess, *chain1, *chain2;
   Size *odds, *odd;
 
   static Size rounded(Size width) { return (width + 15) / 16 * 16; }
   static Size shared(Size width, Size pieces) { return rounded(width) * (10 + 2 * pieces) + 16; }
-  static Size own(Size width) { return 2 * rounded(width); }
+  static Size own(Size width) { return 3 * rounded(width); }
 
   Slab(double* shared, double* own, Size width, Size pieces) : room(rounded(width)) {
     auto take = [&](Size count) {
@@ -32,27 +32,42 @@ struct Slab {
     odds = reinterpret_cast<Size*>(take(16));
     chain1 = reinterpret_cast<R*>(own);
     chain2 = reinterpret_cast<R*>(own + room);
+    guess = reinterpret_cast<R*>(own + 2 * room);
   }
 
-  void set(Size k, const Center& center, const Pull& pull) {
-    mean[k] = center.mean;
-    rstd[k] = center.rstd;
-    c1[k] = pull.c1;
-    c2[k] = pull.c2;
-    high[k] = R(center.mean);
-    low[k] = R(center.mean - double(high[k]));
-    scale[k] = R(center.rstd);
-    pull1[k] = R(pull.c1);
-    pull2[k] = R(pull.c2);
-    if (!(center.narrow() && pull.narrow())) odd[(*odds)++] = k;
+  // From mean, rstd, c1 and c2 what they are in R, and which columns are odd.
+  void settle(Size width) {
+    for (Size k = 0; k < width; ++k) high[k] = R(mean[k]);
+    for (Size k = 0; k < width; ++k) low[k] = R(mean[k] - double(high[k]));
+    for (Size k = 0; k < width; ++k) scale[k] = R(rstd[k]);
+    for (Size k = 0; k < width; ++k) pull1[k] = R(c1[k]);
+    for (Size k = 0; k < width; ++k) pull2[k] = R(c2[k]);
+    Size wide = 0;
+    for (Size k = 0; k < width; ++k) wide += !center(k).narrow() | !pull(k).narrow();
+    *odds = 0;
+    for (Size k = 0; wide && k < width; ++k) {
+      if (!(center(k).narrow() && pull(k).narrow())) odd[(*odds)++] = k;
+    }
   }
 
   template <class Lanes>
   Vec<R> xhat(Vec<R> x, Size i, Lanes lanes) const {
     return ((x - load<R>(high + i, lanes)) - load<R>(low + i, lanes)) * load<R>(scale + i, lanes);
   }
-  double xhat(double x, Size i) const { return (x - mean[i]) * rstd[i]; }
+  Center center(Size i) const { return {mean[i], rstd[i]}; }
+  Pull pull(Size i) const { return {c1[i], c2[i]}; }
 };
+
+// Chains are padded to whole vectors.
+template <class R>
+inline void add_to(R* chain, Vec<R> v) {
+  write(chain, read<Vec<R>>(chain) + v);
+}
+
+template <class R>
+inline void clear_chains(const Slab<R>& slab) {
+  for (Size k = 0; k < slab.room; ++k) slab.chain1[k] = slab.chain2[k] = 0;
+}
 
 // Works a row in R and its odd columns in float64. These are computed first, since the row may be
 // overwritten, and written last.
@@ -61,7 +76,7 @@ inline void with_odd(const Slab<R>& slab, Size width, T* to, const Exact& exact,
   if (*slab.odds == 0) return fast();
   T* saved = reinterpret_cast<T*>(slab.chain1);
   for (Size k = 0; k < *slab.odds; ++k) {
-    if (slab.odd[k] < width) saved[k] = rounded<T>(exact(slab.odd[k]));
+    if (slab.odd[k] < width) saved[k] = exact(slab.odd[k]);
   }
   fast();
   for (Size k = 0; k < *slab.odds; ++k) {
@@ -70,21 +85,19 @@ inline void with_odd(const Slab<R>& slab, Size width, T* to, const Exact& exact,
 }
 
 template <class T, class R, class Scale>
-inline void apply_row(const T* x, T* y, Size width, const Slab<R>& slab, const Scale& scale,
-                      bool round_normalized) {
+EVENORM_LOOP void apply_row(const T* x, T* y, Size width, Slab<R> slab, Scale scale,
+                            Storing how) {
   auto exact = [&](Size k) {
-    double xhat = slab.xhat(double(scalar(x[k])), k);
-    if (round_normalized) xhat = double(scalar(rounded<T>(xhat)));
-    return scale.affine(xhat, k);
+    return exact_apply(x[k], slab.center(k), scale, k, how.round_normalized);
   };
   with_odd(slab, width, y, exact, [&] {
-    if (round_normalized) {
-      each_vector<R>(width, [&](Size i, auto lanes) {
+    if (how.round_normalized) {
+      each_stored<R>(y, width, how.stream, [&](Size i, auto lanes) {
         Vec<R> xhat = through<T, R>(slab.xhat(load<R>(x + i, lanes), i, lanes));
         store<T, R>(y + i, scale.affine(xhat, i, lanes), lanes);
       });
     } else {
-      each_vector<R>(width, [&](Size i, auto lanes) {
+      each_stored<R>(y, width, how.stream, [&](Size i, auto lanes) {
         Vec<R> xhat = slab.xhat(load<R>(x + i, lanes), i, lanes);
         store<T, R>(y + i, scale.affine(xhat, i, lanes), lanes);
       });
@@ -93,15 +106,13 @@ inline void apply_row(const T* x, T* y, Size width, const Slab<R>& slab, const S
 }
 
 template <class T, class R, class Scale>
-inline void grad_input_row(const T* dy, const T* x, T* dx, Size width, const Slab<R>& slab,
-                           const Scale& scale) {
+EVENORM_LOOP void grad_input_row(const T* dy, const T* x, T* dx, Size width, Slab<R> slab,
+                                 Scale scale, bool stream) {
   auto exact = [&](Size k) {
-    double d = double(scalar(dy[k])) * scale.weight(k) - slab.c1[k];
-    if (x) d -= slab.xhat(double(scalar(x[k])), k) * slab.c2[k];
-    return d * slab.rstd[k];
+    return exact_grad_input(dy + k, x ? x + k : nullptr, slab.center(k), slab.pull(k), scale.weight(k));
   };
   with_odd(slab, width, dx, exact, [&] {
-    each_vector<R>(width, [&](Size i, auto lanes) {
+    each_stored<R>(dx, width, stream, [&](Size i, auto lanes) {
       Vec<R> d = load<R>(dy + i, lanes) * scale.weight(i, lanes) - load<R>(slab.pull1 + i, lanes);
       if (x) d -= slab.xhat(load<R>(x + i, lanes), i, lanes) * load<R>(slab.pull2 + i, lanes);
       store<T, R>(dx + i, d * load<R>(slab.scale + i, lanes), lanes);

@@ -5,15 +5,9 @@
 
 namespace evenorm::EVENORM_ISA {
 
-// Chains are padded to whole vectors.
-template <class R>
-inline void add_to(R* chain, Vec<R> v) {
-  write(chain, read<Vec<R>>(chain) + v);
-}
-
 // Adds dy and dy*xhat of a row to the chains.
 template <class T, class R>
-inline void add_row(const T* dy, const T* x, Size width, const Slab<R>& slab) {
+EVENORM_LOOP void add_row(const T* dy, const T* x, Size width, Slab<R> slab) {
   each_vector<R>(width, [&](Size i, auto lanes) {
     Vec<R> d = load<R>(dy + i, lanes);
     add_to<R>(slab.chain1 + i, d);
@@ -23,7 +17,7 @@ inline void add_row(const T* dy, const T* x, Size width, const Slab<R>& slab) {
 
 // Adds w*dy and w*dy*xhat; returns the row's sums of dy and dy*xhat.
 template <class T, class R>
-inline GradSums add_weighted_row(const T* dy, const T* x, Size width, const Slab<R>& slab, R w) {
+EVENORM_LOOP GradSums add_weighted_row(const T* dy, const T* x, Size width, Slab<R> slab, R w) {
   Total<R> plain, normalized;
   each_link<R>(
       width,
@@ -41,15 +35,10 @@ inline GradSums add_weighted_row(const T* dy, const T* x, Size width, const Slab
     sum = {};
     for (Size k = 0; k < width; ++k) {
       double d = double(scalar(dy[k]));
-      sum.add({d, d * slab.xhat(double(scalar(x[k])), k)});
+      sum.add({d, d * slab.center(k).xhat(double(scalar(x[k])))});
     }
   }
   return sum;
-}
-
-template <class R>
-inline void clear_chains(const Slab<R>& slab) {
-  for (Size k = 0; k < slab.room; ++k) slab.chain1[k] = slab.chain2[k] = 0;
 }
 
 // Adds the chains to float64 sums; exact(column) where a chain overflowed or the column is odd.
@@ -67,7 +56,7 @@ inline void flush_chains(Size width, const Slab<R>& slab, double* plain, double*
   }
   for (Size k = 0; k < width; ++k) {
     GradSums sum{double(slab.chain1[k]), double(slab.chain2[k])};
-    if (!sum.finite() || !Center{slab.mean[k], slab.rstd[k]}.narrow()) sum = exact(k);
+    if (!sum.finite() || !slab.center(k).narrow()) sum = exact(k);
     plain[k] += sum.plain;
     normalized[k] += sum.normalized;
   }

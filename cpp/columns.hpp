@@ -95,7 +95,11 @@ class Columns {
   void set(Slab<R>& slab, Size group, const Center& center, const Pull& pull) const {
     for (Size f = 0; f < cut_.fold; ++f) {
       for (Size i = 0; i < plan_.inner; ++i) {
-        slab.set(f * row_ + group * plan_.inner + i, center, pull);
+        Size k = f * row_ + group * plan_.inner + i;
+        slab.mean[k] = center.mean;
+        slab.rstd[k] = center.rstd;
+        slab.c1[k] = pull.c1;
+        slab.c2[k] = pull.c2;
       }
     }
   }
@@ -108,12 +112,12 @@ class Columns {
     return call_.rstd ? Center{mean, call_.rstd[s]} : center(mean, call_.m2[s]);
   }
   void given(const Place& p, Slab<R>& slab, bool pulled) const {
-    *slab.odds = 0;
     each_group(p, [&](Size s, Size g) {
       Pull pull;
       if (pulled) pull = {call_.s1 ? call_.s1[s] : 0, call_.s2 ? call_.s2[s] : 0};
       set(slab, g, given(s), pull);
     });
+    slab.settle(p.width);
   }
 
   // prepare(place, slab), first(place, piece, slab), done(place, slab), second(place, piece, slab), each of
@@ -172,13 +176,10 @@ class Columns {
     if constexpr (!is_null<Step>) step(arguments...);
   }
 
-  void moments(const Place& p, Size piece, Slab<R>& slab) const {
+  void moments(const Place& p, Size piece, const Slab<R>& slab) const {
     Range range = rows(piece);
-    ColumnMoments to = partial(slab, piece);
-    to.count = 0;
-    for (Size k = 0; k < slab.room; ++k) to.mean[k] = to.m2[k] = 0;
-    merge_rows(x_ + offset(plan_.x, p, range.first), cut_.fold * plan_.x.outer,
-               range.stop - range.first, p.width, call_.centered, to);
+    column_moments(x_ + offset(plan_.x, p, range.first), cut_.fold * plan_.x.outer,
+                   range.stop - range.first, p.width, call_.centered, slab, partial(slab, piece));
   }
 
   ColumnMoments partial(const Slab<R>& slab, Size piece) const {
@@ -192,13 +193,13 @@ class Columns {
     for (Size piece = 1; piece < cut_.pieces; ++piece) {
       merge_columns(partial(slab, piece), p.width, all);
     }
-    *slab.odds = 0;
     each_group(p, [&](Size s, Size g) {
       Moments m = group_moments(p, all, g);
       if (call_.mean) call_.mean[s] = m.mean;
       if (call_.m2) call_.m2[s] = m.m2;
       set(slab, g, center(m.mean, m.m2), {});
     });
+    slab.settle(p.width);
   }
 
   // Columns of equal counts: the M2 of their means times the count, and the sum of theirs.
@@ -206,40 +207,44 @@ class Columns {
     Size at = group * plan_.inner;
     Moments m{all.count, all.mean[at], all.m2[at]};
     if (plan_.inner * cut_.fold > 1) {
-      m = {all.count * double(plan_.inner * cut_.fold), 0, 0};
-      if (call_.centered) {
-        Moments means = centered_in<double>(Chunk<double>{all.mean + at, row_, cut_.fold, plan_.inner});
-        m.mean = means.mean;
-        m.m2 = means.m2 * all.count;
-      }
-      for (Size f = 0; f < cut_.fold; ++f) {
-        for (Size i = 0; i < plan_.inner; ++i) m.m2 += all.m2[at + f * row_ + i];
-      }
+      Chunk<double> means{all.mean + at, row_, cut_.fold, plan_.inner};
+      Chunk<double> m2s{all.m2 + at, row_, cut_.fold, plan_.inner};
+      m = centered_moments(means, {});
+      m = {all.count * m.count, m.mean, m.m2 * all.count + sum_in(m2s)};
     }
     if (tail_) {
       const T* x = x_ + offset(plan_.x, p, cut_.rows) + at;
-      m.merge(moments_of(Chunk<T>{x, row_, tail_, plan_.inner}, call_.centered));
+      m.merge(moments_of(Chunk<T>{x, row_, tail_, plan_.inner}, call_.centered, m));
     }
     return m;
   }
 
   void apply(const Place& p, Size piece, const Slab<R>& slab) const {
-    each_row(p, piece, [&](Size r, Size width) {
-      Size flat = offset(plan_.dense, p, r);
-      with_scale<R>(parameters_, index(p, r), [&](const auto& scale) {
-        apply_row(x_ + offset(plan_.x, p, r), out_ + flat, width, slab, scale, call_.round_normalized);
-      });
+    each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
+      apply_row(x_ + offset(plan_.x, p, r), out_ + offset(plan_.dense, p, r), width, slab, scale,
+                {call_.round_normalized, call_.stream});
     });
   }
 
   void grad_input(const Place& p, Size piece, const Slab<R>& slab) const {
-    each_row(p, piece, [&](Size r, Size width) {
-      Size flat = offset(plan_.dense, p, r);
-      with_scale<R>(parameters_, index(p, r), [&](const auto& scale) {
-        grad_input_row(dy_ + offset(plan_.dy, p, r), x_ ? x_ + offset(plan_.x, p, r) : nullptr,
-                       out_ + flat, width, slab, scale);
-      });
+    each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
+      grad_input_row(dy_ + offset(plan_.dy, p, r), x_ ? x_ + offset(plan_.x, p, r) : nullptr,
+                     out_ + offset(plan_.dense, p, r), width, slab, scale, call_.stream);
     });
+  }
+
+  // The same with the scale, which is the piece's unless it is the row's.
+  template <class F>
+  void each_scaled_row(const Place& p, Size piece, F&& f) const {
+    if (!parameters_.by_element() && plan_.by_row) {
+      each_row(p, piece, [&](Size r, Size width) {
+        with_scale(parameters_, index(p, r), [&](const auto& scale) { f(r, width, scale); });
+      });
+    } else {
+      with_scale(parameters_, index(p, rows(piece).first), [&](const auto& scale) {
+        each_row(p, piece, [&](Size r, Size width) { f(r, width, scale); });
+      });
+    }
   }
 
   const Call& call_;

@@ -152,10 +152,8 @@ template <class T, class R>
 inline void store(T* p, Vec<R> v, Full) {
   if constexpr (std::is_same_v<R, T>) {
     write(p, v);
-  } else if constexpr (std::is_same_v<R, float> && sizeof(T) == 2) {
-    write(p, narrow(v, T{}));
   } else {
-    for (int k = 0; k < kLanes<R>; ++k) p[k] = rounded<T>(double(v[k]));
+    write(p, narrow(v, T{}));
   }
 }
 
@@ -170,6 +168,33 @@ inline void store(T* p, Vec<R> v, Part lanes) {
   T padded[kLanes<R>];
   store<T, R>(padded, v, Full{});
   for (int k = 0; k < lanes.count; ++k) p[k] = padded[k];
+}
+
+// Where there is such a store; `p` is a multiple of the vector.
+template <class T, class R>
+inline void store(T* p, Vec<R> v, Streamed) {
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<R, float> && std::is_same_v<T, float>) {
+#if defined(__AVX512F__)
+    return _mm512_stream_ps(p, v);
+#elif defined(__AVX__)
+    return _mm256_stream_ps(p, v);
+#else
+    return _mm_stream_ps(p, v);
+#endif
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<R, float> && sizeof(T) == 2) {
+    Halves h = narrow(v, T{});
+#if defined(__AVX512F__)
+    return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(h));
+#else
+    return _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(h));
+#endif
+  }
+#endif
+  store<T, R>(p, v, Full{});
 }
 
 // To the element type and back: the order of cast and scale that Llama has.

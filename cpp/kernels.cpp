@@ -1,5 +1,6 @@
 // The verbs for every layout and element type. This text is compiled once for each instruction set, whose
 // name EVENORM_ISA is.
+#include "cache.hpp"
 #include "call.hpp"
 #include "column_gradient.hpp"
 #include "plain.hpp"
@@ -26,7 +27,8 @@ void zero_sums(const Call& c) {
 }
 
 template <class T, class F>
-void with_layout(const Call& c, const F& f) {
+void with_layout(Call c, const F& f) {
+  c.stream = c.plan.numel * Size(sizeof(T)) >= stream_bytes();
   switch (c.plan.layout) {
     case Layout::empty: return;
     case Layout::plain: return f(Plain<T>(c));

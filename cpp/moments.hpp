@@ -6,9 +6,6 @@
 
 namespace evenorm::EVENORM_ISA {
 
-// Below n times this a sum of n squares in float32 may have lost squares to underflow.
-constexpr double kSmallestSquare = 0x1p-100;
-
 struct Moments {
   double count = 0, mean = 0, m2 = 0;
 
@@ -26,6 +23,13 @@ struct Moments {
   }
 };
 
+// Whether a sum of n squared deviations from `center` is what float64 would find, but for a few roundings.
+// Below n * 2^-100 squares may have been lost to underflow, unless every value equals the center.
+inline bool sound(double squares, double n, double center) {
+  return ((squares >= 0x1p-100 * n) & (squares <= 1e300)) |
+         ((squares == 0) & ((center >= 0x1p-50) | (center <= -0x1p-50)));
+}
+
 // Runs of one statistic that lie `pitch` apart and together fit the first cache.
 template <class T>
 struct Chunk {
@@ -33,20 +37,75 @@ struct Chunk {
   Size pitch, runs, length;
 
   double count() const { return double(runs * length); }
+
+  template <class F>
+  void each(const F& f) const {
+    for (Size r = 0; r < runs; ++r) {
+      for (Size i = 0; i < length; ++i) f(double(scalar(x[r * pitch + i])));
+    }
+  }
+};
+
+// In float64, one element at a time, for the few chunks that need it.
+template <class T>
+inline Moments exact_moments(const Chunk<T>& c, bool centered) {
+  double n = c.count(), mean = 0, rest = 0, squares = 0;
+  bool zero = true;
+  c.each([&](double x) { zero &= x == 0; });
+  if (zero) return {n, 0, 0};
+  if (centered) {
+    c.each([&](double x) { mean += x; });
+    mean /= n;
+  }
+  c.each([&](double x) {
+    rest += x - mean;
+    squares += (x - mean) * (x - mean);
+  });
+  if (!centered) return {n, 0, squares};
+  double m2 = squares - rest * rest / n;
+  return {n, mean + rest / n, m2 < 0 ? 0 : m2};
+}
+
+template <class T>
+EVENORM_LOOP double sum_in(const Chunk<T>& c) {
+  using R = Real<T>;
+  Total<R> sum;
+  for (Size r = 0; r < c.runs; ++r) {
+    const T* x = c.x + r * c.pitch;
+    each_link<R>(
+        c.length, [&](Size i, auto lanes, int chain) { sum.add(chain, load<R>(x + i, lanes)); },
+        [&] { sum.flush(); });
+  }
+  return sum.value();
+}
+
+// Sums of d and d^2 for d = x - center.
+struct Deviations {
+  double sum, squares;
 };
 
 template <class T>
-inline bool all_zero(const Chunk<T>& c) {
+EVENORM_LOOP Deviations deviations_in(const Chunk<T>& c, Real<T> center) {
+  using R = Real<T>;
+  Vec<R> shift = splat<R>(center);
+  Total<R> sum, squares;
   for (Size r = 0; r < c.runs; ++r) {
-    bool zero = true;
-    for (Size i = 0; i < c.length; ++i) zero &= scalar(c.x[r * c.pitch + i]) == 0;
-    if (!zero) return false;
+    const T* x = c.x + r * c.pitch;
+    each_link<R>(
+        c.length,
+        [&](Size i, auto lanes, int chain) {
+          Vec<R> d = keep<R>(load<R>(x + i, lanes) - shift, lanes);
+          sum.add(chain, d);
+          squares.add(chain, d * d);
+        },
+        [&] { sum.flush(), squares.flush(); });
   }
-  return true;
+  return {sum.value(), squares.value()};
 }
 
-template <class R, class T>
-inline Moments uncentered_in(const Chunk<T>& c) {
+template <class T>
+EVENORM_LOOP double squares_in(const Chunk<T>& c) {
+  using R = Real<T>;
   Total<R> squares;
   for (Size r = 0; r < c.runs; ++r) {
     const T* x = c.x + r * c.pitch;
@@ -58,54 +117,49 @@ inline Moments uncentered_in(const Chunk<T>& c) {
         },
         [&] { squares.flush(); });
   }
-  return {c.count(), 0, squares.value()};
+  return squares.value();
 }
 
-// Two passes: the mean, then the deviations from it and their squares.
-template <class R, class T>
-inline Moments centered_in(const Chunk<T>& c) {
-  Total<R> sum;
-  for (Size r = 0; r < c.runs; ++r) {
-    const T* x = c.x + r * c.pitch;
-    each_link<R>(
-        c.length,
-        [&](Size i, auto lanes, int chain) { sum.add(chain, load<R>(x + i, lanes)); },
-        [&] { sum.flush(); });
-  }
-  double n = c.count();
-  R center = R(sum.value() / n);
-  Vec<R> shift = splat<R>(center);
-  Total<R> rest, squares;
-  for (Size r = 0; r < c.runs; ++r) {
-    const T* x = c.x + r * c.pitch;
-    each_link<R>(
-        c.length,
-        [&](Size i, auto lanes, int chain) {
-          Vec<R> d = keep<R>(load<R>(x + i, lanes) - shift, lanes);
-          rest.add(chain, d);
-          squares.add(chain, d * d);
-        },
-        [&] { rest.flush(), squares.flush(); });
-  }
-  double correction = rest.value();
-  double m2 = squares.value() - correction * correction / n;
-  return {n, double(center) + correction / n, m2 > 0 || m2 != m2 ? m2 : 0};
-}
-
-template <class R, class T>
-inline Moments moments_in(const Chunk<T>& c, bool centered) {
-  return centered ? centered_in<R>(c) : uncentered_in<R>(c);
-}
-
-// In float32, and once more in float64 where that may have failed.
+// The mean of the first few elements.
 template <class T>
-inline Moments moments_of(const Chunk<T>& c, bool centered) {
-  Moments m = moments_in<Real<T>>(c, centered);
-  if constexpr (!std::is_same_v<Real<T>, double>) {
-    bool sound = m.m2 >= kSmallestSquare * m.count && m.m2 <= 1e300;
-    if (!sound && !(m.m2 == 0 && m.mean == 0 && all_zero(c))) m = moments_in<double>(c, centered);
+inline Real<T> sample(const Chunk<T>& c) {
+  using R = Real<T>;
+  constexpr Size few = 2 * kLanes<R>;
+  Size n = c.length < few ? c.length : few;
+  return R(sum_in(Chunk<T>{c.x, 0, 1, n}) / double(n));
+}
+
+template <class T>
+inline Moments uncentered_moments(const Chunk<T>& c) {
+  double n = c.count(), squares = squares_in(c);
+  if (std::is_same_v<T, double> || sound(squares, n, 0)) return {n, 0, squares};
+  return exact_moments(c, false);
+}
+
+// In one pass around the mean so far; in two where (sum d)^2 / n above 3/4 of sum d^2 shows that it was
+// too far off, and their difference has lost bits; in float64 where float32 may have failed.
+template <class T>
+inline Moments centered_moments(const Chunk<T>& c, const Moments& before) {
+  using R = Real<T>;
+  double n = c.count();
+  R center = before.count > 0 ? R(before.mean) : sample(c);
+  Deviations d = deviations_in(c, center);
+  double m2 = d.squares - d.sum * d.sum / n;
+  bool lossy = !(m2 >= 0.25 * d.squares);
+  if (lossy) {
+    center = R(sum_in(c) / n);
+    d = deviations_in(c, center);
+    m2 = d.squares - d.sum * d.sum / n;
   }
-  return m;
+  if (std::is_same_v<T, double> || sound(d.squares, n, double(center))) {
+    return {n, double(center) + d.sum / n, m2 < 0 ? 0 : m2};
+  }
+  return exact_moments(c, true);
+}
+
+template <class T>
+inline Moments moments_of(const Chunk<T>& c, bool centered, const Moments& before) {
+  return centered ? centered_moments(c, before) : uncentered_moments(c);
 }
 
 }  // namespace evenorm::EVENORM_ISA

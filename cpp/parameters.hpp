@@ -11,9 +11,12 @@ namespace evenorm::EVENORM_ISA {
 template <class R>
 class Parameters {
  public:
+  using Value = R;
+
   explicit Parameters(const Call& c)
       : plan_(c.plan), by_element_(c.plan.by_element && (c.weight || c.bias || c.dweight || c.dbias)),
         single_(!(c.weight || c.bias || c.dweight || c.dbias)),
+        every_run_(by_element_ && plan_.stretch == plan_.numel && plan_.period == plan_.inner),
         entries_(by_element_ ? plan_.numel / plan_.stretch * plan_.period : plan_.parameters),
         weights_(copies(c, c.weight, c.offset) || (!c.weight && by_element_) ? entries_ : 0),
         biases_(copies(c, c.bias, 0) ? entries_ : 0) {
@@ -45,10 +48,8 @@ class Parameters {
   // entries, covers.
   template <class F>
   void walk(Size flat, Size n, F&& f) const {
-    if (single_) {
-      f(Size{0}, n, Size{0});
-      return;
-    }
+    if (single_) return f(Size{0}, n, Size{0});
+    if (every_run_ && n == plan_.inner) return f(Size{0}, n, Size{0});
     for (Size start = 0; start < n;) {
       Size at = flat + start, left = plan_.stretch - at % plan_.stretch;
       Size run = by_element_ ? plan_.period - at % plan_.stretch % plan_.period
@@ -119,7 +120,7 @@ class Parameters {
   }
 
   const Plan& plan_;
-  bool by_element_, single_;
+  bool by_element_, single_, every_run_;
   Size entries_;
   Buffer<R> weights_, biases_;
   const R* weight_ = nullptr;

@@ -14,8 +14,8 @@ constexpr Size kShortSpan = 32;        // parameters that change this often are 
 constexpr Size kShortPeriod = 512;     // shorter arrays of parameters are repeated
 constexpr Size kShortRun = 64;         // shorter runs are taken as columns
 constexpr Size kFewRows = 8;
-constexpr Size kTinyRow = 16;
-constexpr Size kNarrow = 64, kWide = 1024;  // columns
+constexpr Size kTinyRow = 48;
+constexpr Size kNarrow = 256, kWide = 1024;  // columns
 constexpr Size kTileRows = 32;
 
 Size ceil_div(Size a, Size b) { return (a + b - 1) / b; }
@@ -128,7 +128,9 @@ void Plan::choose() {
   layout = Layout::runs;
   if (by_element) {
     bool wraps = inner > cycle;
-    period = cycle * (wraps ? ceil_div(std::min(kShortPeriod, inner), cycle) : 1);
+    // Long enough for a run to add to an entry of it a few times only.
+    Size wanted = std::min(inner, std::max(kShortPeriod, inner / kTileRows));
+    period = cycle * (wraps ? ceil_div(wanted, cycle) : 1);
   }
 }
 
@@ -162,7 +164,7 @@ void Plan::cut_columns() {
     c.block = std::min(c.width, std::max<Size>(1, wanted / inner) * inner);
   }
   c.blocks = ceil_div(c.width, c.block);
-  c.piece = std::max(kTileRows, kPiece / c.block / kTileRows * kTileRows);
+  c.piece = std::max(kTileRows, 4 * kPiece / c.block / kTileRows * kTileRows);
   c.pieces_per_part = ceil_div(c.part, c.piece);
   c.pieces = ceil_div(c.rows, c.part) * c.pieces_per_part;
 }

@@ -16,6 +16,7 @@ class RunGradient : public Runs<T> {
   using Base::out_;
   using Base::parameters_;
   using Base::plan_;
+  using Base::tile_;
   using Base::x_;
 
  public:
@@ -47,8 +48,8 @@ class RunGradient : public Runs<T> {
     return {call_.centered ? sums.plain / n : 0, sums.normalized / n};
   }
 
-  void input(Size s, Size piece, const Pull& pull) const {
-    if (out_) Base::grad_input(s, piece, given(s), pull);
+  void input(Size s, Size piece, const Center& center, const Pull& pull) const {
+    if (out_) Base::grad_input(s, piece, center, pull);
   }
 
   // One parameter for long parts of runs: each part's sums have a slot, and parameters collect their slots.
@@ -79,18 +80,16 @@ class RunGradient : public Runs<T> {
           return sum;
         },
         [&](Size s, const GradSums& sums) { return pull(s, sums); },
-        [&](Size s, Size piece, const Pull& p) { input(s, piece, p); });
+        [&](Size s, Size piece, const Pull& p) { input(s, piece, given(s), p); });
     if (wants_parameters_) collect(slots, n, slot);
   }
 
   GradSums uniform(const T* dy, const T* x, Size n, const Center& center) const {
-    GradSums part;
-    bool sound = center.narrow();
-    if (sound) {
-      part = grad_sums_in<R>(dy, x, n, center);
-      sound = part.finite();
+    if (center.narrow()) {
+      GradSums part = grad_sums_in(dy, x, n, center);
+      if (part.finite()) return part;
     }
-    return sound ? part : grad_sums_in<double>(dy, x, n, center);
+    return exact_grad_sums(dy, x, n, center);
   }
 
   template <class Slot>
@@ -122,36 +121,42 @@ class RunGradient : public Runs<T> {
     Size first;  // entry
   };
 
-  template <class C, bool kAdd>
-  GradSums elementwise_in(Size s, Size piece, const Center& center, C* dw = nullptr,
-                          C* db = nullptr, Size first = 0) const {
-    GradSums sum;
+  // Calls sum(dy, x, length, entry) for the parts of a piece, and adds up what it returns.
+  template <class F>
+  GradSums each_part(Size s, Size piece, const F& sum) const {
+    GradSums total;
     this->each_run(piece, [&](Size outer, Size start, Size length) {
       const T* dy = dy_ + offset(plan_.dy, s, outer) + start;
       const T* x = x_ + offset(plan_.x, s, outer) + start;
       Size flat = offset(plan_.dense, s, outer) + start;
       parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
-        const R* w = parameters_.weight() + index;
-        sum.add(grad_sums_in<C, kAdd>(dy + at, x + at, n, center, w, kAdd ? dw + index - first : dw,
-                                      kAdd ? db + index - first : db));
+        total.add(sum(dy + at, x + at, n, index));
       });
     });
-    return sum;
+    return total;
   }
 
-  GradSums elementwise(Size s, Size piece, const Entries& to) const {
-    Center center = given(s);
-    if (!center.narrow()) {
-      return wants_parameters_
-                 ? elementwise_in<double, true>(s, piece, center, to.dw, to.db, to.first)
-                 : elementwise_in<double, false>(s, piece, center);
-    }
-    GradSums sum =
-        wants_parameters_
-            ? elementwise_in<R, true>(s, piece, center, to.dw_chain, to.db_chain, to.first)
-            : elementwise_in<R, false>(s, piece, center);
-    if (sum.finite() || std::is_same_v<R, double>) return sum;
-    return elementwise_in<double, false>(s, piece, center);
+  GradSums elementwise(Size s, Size piece, const Center& center, const Entries& to) const {
+    const R* w = parameters_.weight();
+    if (!center.narrow()) return exactly(s, piece, center, to);
+    GradSums total = each_part(s, piece, [&](const T* dy, const T* x, Size n, Size k) {
+      if (!wants_parameters_) {
+        return grad_sums_in<false, T>(dy, x, n, center, w + k, nullptr, nullptr);
+      }
+      R* dw = to.dw_chain + k - to.first;
+      R* db = to.db_chain + k - to.first;
+      return grad_sums_in<true, T>(dy, x, n, center, w + k, dw, db);
+    });
+    if (total.finite()) return total;
+    return exactly(s, piece, center, {nullptr, nullptr, nullptr, nullptr, 0});
+  }
+
+  GradSums exactly(Size s, Size piece, const Center& center, const Entries& to) const {
+    return each_part(s, piece, [&](const T* dy, const T* x, Size n, Size k) {
+      return exact_grad_sums(dy, x, n, center, parameters_.weight() + k,
+                             to.dw ? to.dw + k - to.first : nullptr,
+                             to.db ? to.db + k - to.first : nullptr);
+    });
   }
 
   // Adds the chains to the sums and empties them; false, and nothing added, where a chain overflowed.
@@ -174,9 +179,7 @@ class RunGradient : public Runs<T> {
     for (Size s = first; s < stop; ++s) {
       Center center = given(s);
       if (!center.narrow()) continue;
-      for (Size piece = 0; piece < plan_.run.pieces; ++piece) {
-        elementwise_in<double, true>(s, piece, center, to.dw, to.db, to.first);
-      }
+      for (Size piece = 0; piece < plan_.run.pieces; ++piece) exactly(s, piece, center, to);
     }
   }
 
@@ -224,21 +227,37 @@ class RunGradient : public Runs<T> {
   }
 
   void run_block(Size first, Size stop, const Entries& to) const {
+    Center centers[Base::kTile];
+    Pull pulls[Base::kTile];
     // A gradient written in place destroys what a redo would read.
     bool at_once = out_ == dy_ || out_ == x_;
-    Size flushed = first, links = 0;
-    for (Size s = first; s < stop; ++s) {
-      Partial sum;
-      for (Size piece = 0; piece < plan_.run.pieces; ++piece) sum.merge(elementwise(s, piece, to));
-      links += plan_.values;
-      if (wants_parameters_ && (links >= kLinks * plan_.period || at_once || s + 1 == stop)) {
-        if (!flush(to, plan_.period)) redo(flushed, s + 1, to);
-        flushed = s + 1;
-        links = 0;
+    Size tile = tile_ ? tile_ : 1, flushed = first, links = 0;
+    auto empty = [&](Size s) {
+      if (wants_parameters_ && !flush(to, plan_.period)) redo(flushed, s, to);
+      flushed = s;
+      links = 0;
+    };
+    for (Size s = first; s < stop; s += tile) {
+      Size count = stop - s < tile ? stop - s : tile;
+      if (links + count * plan_.values > kLinks * plan_.period) empty(s);
+      links += count * plan_.values;
+      this->given(s, count, centers);
+      for (Size r = 0; r < count; ++r) pulls[r] = pull(s + r, row_sums(s + r, centers[r], to));
+      if (at_once || s + count == stop) empty(s + count);
+      for (Size r = 0; out_ && r < count; ++r) {
+        for (Size piece = plan_.run.pieces; piece-- > 0;) {
+          Base::grad_input(s + r, piece, centers[r], pulls[r]);
+        }
       }
-      Pull p = pull(s, sum);
-      for (Size piece = plan_.run.pieces; piece-- > 0;) input(s, piece, p);
     }
+  }
+
+  GradSums row_sums(Size s, const Center& center, const Entries& to) const {
+    GradSums sum = elementwise(s, 0, center, to);
+    for (Size piece = 1; piece < plan_.run.pieces; ++piece) {
+      sum.add(elementwise(s, piece, center, to));
+    }
+    return sum;
   }
 
   // Few but long rows: threads share each row, and every entry belongs to one piece.
@@ -254,7 +273,7 @@ class RunGradient : public Runs<T> {
     Entries to{chains.get(), chains.get() + n, sums.get(), sums.get() + n, 0};
     parallel(threads, pieces, [&](Size piece, int) {
       for (Size s = 0; s < plan_.statistics; ++s) {
-        partials[s * pieces + piece] = elementwise(s, piece, to);
+        partials[s * pieces + piece] = elementwise(s, piece, given(s), to);
       }
     });
     if (wants_parameters_) {
@@ -269,7 +288,8 @@ class RunGradient : public Runs<T> {
     }
     if (!out_) return;
     parallel(threads, plan_.statistics * pieces, [&](Size task, int) {
-      input(task / pieces, task % pieces, pulls[task / pieces]);
+      Size s = task / pieces;
+      input(s, task % pieces, given(s), pulls[s]);
     });
   }
 

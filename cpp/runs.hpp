@@ -13,20 +13,34 @@ class Runs {
  public:
   explicit Runs(const Call& call)
       : call_(call), plan_(call.plan), parameters_(call), x_(static_cast<const T*>(call.x)),
-        dy_(static_cast<const T*>(call.dy)), out_(static_cast<T*>(call.out)) {}
+        dy_(static_cast<const T*>(call.dy)), out_(static_cast<T*>(call.out)),
+        tile_(plan_.outer == 1 && plan_.run.chunks == 1 ? tile_of(plan_.inner) : 0) {}
 
   void moments() {
+    if (tile_) return each_tile([&](Size s, Size n, Center* centers) { tile_moments(s, n, centers); });
     sweep<Moments>([&](Size s, Size piece) { return moments(s, piece); },
                    [&](Size s, const Moments& m) { return kept(s, m); },
                    [](Size, Size, const Center&) {});
   }
 
   void apply() {
+    if (tile_) {
+      return each_tile([&](Size s, Size n, Center* centers) {
+        given(s, n, centers);
+        apply(s, n, centers);
+      });
+    }
     sweep<Nothing>([](Size, Size) { return Nothing{}; }, [&](Size s, Nothing) { return given(s); },
                    [&](Size s, Size piece, const Center& center) { apply(s, piece, center); });
   }
 
   void forward() {
+    if (tile_) {
+      return each_tile([&](Size s, Size n, Center* centers) {
+        tile_moments(s, n, centers);
+        apply(s, n, centers);
+      });
+    }
     sweep<Moments>([&](Size s, Size piece) { return moments(s, piece); },
                    [&](Size s, const Moments& m) { return kept(s, m); },
                    [&](Size s, Size piece, const Center& center) { apply(s, piece, center); });
@@ -46,6 +60,58 @@ class Runs {
   struct Nothing {
     void merge(Nothing) {}
   };
+
+  // Step by step over several short rows, so that one row's long chains of operations hide behind another's.
+  static constexpr Size kTile = 32;
+  static Size tile_of(Size length) {
+    Size rows = 4096 / length;
+    return rows < 1 ? 1 : rows > kTile ? kTile : rows;
+  }
+
+  // f(first statistic, count, room for their centers)
+  template <class F>
+  void each_tile(const F& f) const {
+    Size together = (kTask / (tile_ * plan_.inner) + 1) * tile_;
+    parallel(threads_for(plan_.numel), (plan_.statistics + together - 1) / together,
+             [&](Size task, int) {
+               Center centers[kTile];
+               Size stop = (task + 1) * together;
+               if (stop > plan_.statistics) stop = plan_.statistics;
+               for (Size s = task * together; s < stop; s += tile_) {
+                 f(s, stop - s < tile_ ? stop - s : tile_, centers);
+               }
+             });
+  }
+
+  Chunk<T> row(Size s) const { return {x_ + offset(plan_.x, s, 0), 0, 1, plan_.inner}; }
+
+  void tile_moments(Size first, Size count, Center* centers) const {
+    double n = double(plan_.values);
+    R guess[kTile]{};
+    Deviations d[kTile];
+    if (call_.centered) {
+      for (Size r = 0; r < count; ++r) guess[r] = R(sum_in(row(first + r)) / n);
+      for (Size r = 0; r < count; ++r) d[r] = deviations_in(row(first + r), guess[r]);
+    } else {
+      for (Size r = 0; r < count; ++r) d[r] = {0, squares_in(row(first + r))};
+    }
+    for (Size r = 0; r < count; ++r) {
+      double m2 = d[r].squares - d[r].sum * d[r].sum / n;
+      Moments m{n, double(guess[r]) + d[r].sum / n, m2 < 0 ? 0 : m2};
+      if (!std::is_same_v<T, double> && !sound(d[r].squares, n, double(guess[r]))) {
+        m = exact_moments(row(first + r), call_.centered);
+      }
+      centers[r] = kept(first + r, m);
+    }
+  }
+
+  void given(Size first, Size count, Center* centers) const {
+    for (Size r = 0; r < count; ++r) centers[r] = given(first + r);
+  }
+
+  void apply(Size first, Size count, const Center* centers) const {
+    for (Size r = 0; r < count; ++r) apply(first + r, 0, centers[r]);
+  }
 
   template <class Partial, class First, class Done, class Second>
   void sweep(const First& first, const Done& done, const Second& second) const {
@@ -98,25 +164,36 @@ class Runs {
     Moments sum;
     each_chunk(piece, [&](Size outer, Size runs, Size start, Size length) {
       const T* x = x_ + offset(plan_.x, s, outer) + start;
-      sum.merge(moments_of(Chunk<T>{x, plan_.x.outer, runs, length}, call_.centered));
+      sum.merge(moments_of(Chunk<T>{x, plan_.x.outer, runs, length}, call_.centered, sum));
     });
     return sum;
   }
 
   void apply(Size s, Size piece, const Center& center) const {
-    if (center.narrow()) {
-      apply_in<R>(s, piece, center);
-    } else {
-      apply_in<double>(s, piece, center);
-    }
+    each_run(piece, [&](Size outer, Size start, Size length) {
+      const T* x = x_ + offset(plan_.x, s, outer) + start;
+      Size flat = offset(plan_.dense, s, outer) + start;
+      parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
+        with_scale(parameters_, index, [&](const auto& scale) {
+          apply_run(x + at, out_ + flat + at, n, center, scale,
+                    {call_.round_normalized, call_.stream});
+        });
+      });
+    });
   }
 
   void grad_input(Size s, Size piece, const Center& center, const Pull& pull) const {
-    if (center.narrow() && pull.narrow()) {
-      grad_input_in<R>(s, piece, center, pull);
-    } else {
-      grad_input_in<double>(s, piece, center, pull);
-    }
+    each_run(piece, [&](Size outer, Size start, Size length) {
+      const T* dy = dy_ + offset(plan_.dy, s, outer) + start;
+      const T* x = x_ ? x_ + offset(plan_.x, s, outer) + start : nullptr;
+      Size flat = offset(plan_.dense, s, outer) + start;
+      parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
+        with_scale(parameters_, index, [&](const auto& scale) {
+          grad_input_run(dy + at, x ? x + at : nullptr, out_ + flat + at, n, center, pull, scale,
+                         call_.stream);
+        });
+      });
+    });
   }
 
   const Call& call_;
@@ -125,34 +202,7 @@ class Runs {
   const T* x_;
   const T* dy_;
   T* out_;
-
- private:
-  template <class C>
-  void apply_in(Size s, Size piece, const Center& center) const {
-    each_run(piece, [&](Size outer, Size start, Size length) {
-      const T* x = x_ + offset(plan_.x, s, outer) + start;
-      Size flat = offset(plan_.dense, s, outer) + start;
-      parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
-        with_scale<C>(parameters_, index, [&](const auto& scale) {
-          apply_run<C>(x + at, out_ + flat + at, n, center, scale, call_.round_normalized);
-        });
-      });
-    });
-  }
-
-  template <class C>
-  void grad_input_in(Size s, Size piece, const Center& center, const Pull& pull) const {
-    each_run(piece, [&](Size outer, Size start, Size length) {
-      const T* dy = dy_ + offset(plan_.dy, s, outer) + start;
-      const T* x = x_ ? x_ + offset(plan_.x, s, outer) + start : nullptr;
-      Size flat = offset(plan_.dense, s, outer) + start;
-      parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
-        with_scale<C>(parameters_, index, [&](const auto& scale) {
-          grad_input_run<C>(dy + at, x ? x + at : nullptr, out_ + flat + at, n, center, pull, scale);
-        });
-      });
-    });
-  }
+  Size tile_;  // rows that are worked together, if they are short
 };
 
 }  // namespace evenorm::EVENORM_ISA

@@ -23,9 +23,7 @@ void sweep_twice(Size elements, Size slabs, Size pieces, const First& first, con
     // Backwards: what was read last is still in the cache.
     for (Size piece = pieces; piece-- > 0;) second(slab, piece, result);
   };
-  if (threads == 1) {
-    for (Size slab = 0; slab < slabs; ++slab) whole_slab(slab);
-  } else if (pieces == 1 || slabs >= kSlabsPerThread * threads) {
+  if (threads == 1 || pieces == 1 || slabs >= kSlabsPerThread * threads) {
     Size together = kTask * slabs / elements + 1;
     parallel(threads, (slabs + together - 1) / together, [&](Size task, int) {
       Size stop = (task + 1) * together < slabs ? (task + 1) * together : slabs;

@@ -56,7 +56,7 @@ class TinyRows {
 
  private:
   using R = Real<T>;
-  static constexpr Size kRows = 64, kInner = 16, kTilesPerBlock = 64;
+  static constexpr Size kRows = 64, kInner = 48, kTilesPerBlock = 64;
 
   // Rows [first, first + count) of one batch index, and what is known of them; row i of x is element i of
   // each.
@@ -76,7 +76,7 @@ class TinyRows {
     Size per_batch = blocks() / plan_.batch;
     parallel(threads_for(plan_.numel), blocks(), [&](Size block, int) {
       // Room for a slab of kRows columns and one piece.
-      alignas(64) double memory[kRows * 16];
+      alignas(64) double memory[kRows * 18];
       Tile tile(block / per_batch, Slab<R>(memory, memory + kRows * 14, kRows, 1));
       Size first = block % per_batch * kTilesPerBlock, stop = first + kTilesPerBlock;
       if (stop > tiles()) stop = tiles();
@@ -92,57 +92,56 @@ class TinyRows {
 
   void turn(const T* from, const Strides& strides, const Tile& t, T* to) const {
     from += t.batch * strides.batch + t.first * strides.group;
-    for (Size r = 0; r < t.count; ++r) {
-      for (Size i = 0; i < plan_.inner; ++i) to[i * kRows + r] = from[r * strides.group + i];
+    for (Size i = 0; i < plan_.inner; ++i) {
+      for (Size r = 0; r < t.count; ++r) to[i * kRows + r] = from[r * strides.group + i];
     }
   }
 
   void turn_back(const Tile& t) const {
     T* to = out_ + (t.batch * plan_.group + t.first) * plan_.inner;
-    for (Size r = 0; r < t.count; ++r) {
-      for (Size i = 0; i < plan_.inner; ++i) to[r * plan_.inner + i] = t.out[i * kRows + r];
+    for (Size i = 0; i < plan_.inner; ++i) {
+      for (Size r = 0; r < t.count; ++r) to[r * plan_.inner + i] = t.out[i * kRows + r];
     }
   }
 
   Size statistic(const Tile& t, Size row) const { return t.batch * plan_.group + t.first + row; }
 
-  Center center(double mean, double m2) const {
-    return {mean, 1 / std::sqrt(m2 / double(plan_.values) + call_.eps)};
-  }
-  Center given(Size s) const {
-    double mean = call_.mean ? call_.mean[s] : 0;
-    return call_.rstd ? Center{mean, call_.rstd[s]} : center(mean, call_.m2[s]);
-  }
   void given(Tile& t, bool pulled) const {
-    *t.slab.odds = 0;
-    for (Size r = 0; r < t.count; ++r) {
-      Size s = statistic(t, r);
-      Pull pull;
-      if (pulled) pull = {call_.s1 ? call_.s1[s] : 0, call_.s2 ? call_.s2[s] : 0};
-      t.slab.set(r, given(s), pull);
+    Size s = statistic(t, 0);
+    auto copy = [&](const double* from, double* to) {
+      for (Size r = 0; r < t.count; ++r) to[r] = from ? from[s + r] : 0;
+    };
+    copy(call_.mean, t.slab.mean);
+    if (call_.rstd) {
+      copy(call_.rstd, t.slab.rstd);
+    } else {
+      rstds(call_.m2 + s, t.count, double(plan_.values), call_.eps, t.slab.rstd);
     }
+    copy(pulled ? call_.s1 : nullptr, t.slab.c1);
+    copy(pulled ? call_.s2 : nullptr, t.slab.c2);
+    t.slab.settle(t.count);
   }
 
   void moments(Tile& t) const {
     ColumnMoments to{0, t.slab.partial, t.slab.partial + kRows};
-    for (Size k = 0; k < 2 * kRows; ++k) t.slab.partial[k] = 0;
-    merge_rows(t.x, kRows, plan_.inner, t.count, call_.centered, to);
-    *t.slab.odds = 0;
-    for (Size r = 0; r < t.count; ++r) {
-      Size s = statistic(t, r);
-      if (call_.mean) call_.mean[s] = to.mean[r];
-      if (call_.m2) call_.m2[s] = to.m2[r];
-      t.slab.set(r, center(to.mean[r], to.m2[r]), {});
-    }
+    column_moments(t.x, kRows, plan_.inner, t.count, call_.centered, t.slab, to);
+    Size s = statistic(t, 0);
+    if (call_.mean) std::memcpy(call_.mean + s, to.mean, std::size_t(t.count) * sizeof(double));
+    if (call_.m2) std::memcpy(call_.m2 + s, to.m2, std::size_t(t.count) * sizeof(double));
+    std::memcpy(t.slab.mean, to.mean, std::size_t(t.count) * sizeof(double));
+    rstds(to.m2, t.count, double(plan_.values), call_.eps, t.slab.rstd);
+    for (Size r = 0; r < t.count; ++r) t.slab.c1[r] = t.slab.c2[r] = 0;
+    t.slab.settle(t.count);
   }
 
   Uniform<R> scale(Size i) const {
-    return {splat<R>(parameters_.weight(i)), splat<R>(parameters_.bias(i))};
+    return {parameters_.weight(i), parameters_.bias(i)};
   }
 
   void apply(Tile& t) const {
     for (Size i = 0; i < plan_.inner; ++i) {
-      apply_row(t.x + i * kRows, t.out + i * kRows, t.count, t.slab, scale(i), call_.round_normalized);
+      apply_row(t.x + i * kRows, t.out + i * kRows, t.count, t.slab, scale(i),
+                {call_.round_normalized, false});
     }
     turn_back(t);
   }
@@ -150,7 +149,7 @@ class TinyRows {
   void grad_input(Tile& t) const {
     for (Size i = 0; i < plan_.inner; ++i) {
       grad_input_row(t.dy + i * kRows, x_ ? t.x + i * kRows : nullptr, t.out + i * kRows, t.count,
-                     t.slab, scale(i));
+                     t.slab, scale(i), false);
     }
     turn_back(t);
   }
@@ -169,18 +168,19 @@ class TinyRows {
       GradSums sum;
       for (Size i = 0; i < plan_.inner; ++i) {
         double d = double(scalar(t.dy[i * kRows + r])) * double(parameters_.weight(i));
-        sum.add({d, d * t.slab.xhat(double(scalar(t.x[i * kRows + r])), r)});
+        sum.add({d, d * t.slab.center(r).xhat(double(scalar(t.x[i * kRows + r])))});
       }
       return sum;
     });
-    *t.slab.odds = 0;
     double n = double(plan_.values);
+    Size s = statistic(t, 0);
     for (Size r = 0; r < t.count; ++r) {
-      Size s = statistic(t, r);
-      if (call_.s1) call_.s1[s] = plain[r];
-      if (call_.s2) call_.s2[s] = normalized[r];
-      t.slab.set(r, given(s), {call_.centered ? plain[r] / n : 0, normalized[r] / n});
+      if (call_.s1) call_.s1[s + r] = plain[r];
+      if (call_.s2) call_.s2[s + r] = normalized[r];
+      t.slab.c1[r] = call_.centered ? plain[r] / n : 0;
+      t.slab.c2[r] = normalized[r] / n;
     }
+    t.slab.settle(t.count);
   }
 
   void collect(Buffer<GradSums>& by_block) const {

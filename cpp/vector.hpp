@@ -6,9 +6,12 @@
 
 #include "plan.hpp"
 
-#if defined(__AVX__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+// A loop over vectors: all that it calls becomes part of it, and it of nothing.
+#define EVENORM_LOOP __attribute__((flatten, noinline))
 
 namespace evenorm::EVENORM_ISA {
 
@@ -45,6 +48,8 @@ struct Full {};
 struct Part {
   int count;
 };
+// All lanes, and what is stored goes past the caches.
+struct Streamed : Full {};
 
 template <class R>
 inline Vec<R> splat(R value) {
@@ -125,6 +130,20 @@ inline void each_vector(Size n, F&& f) {
   Size i = 0;
   for (; i + L <= n; i += L) f(i, Full{});
   if (i < n) f(i, Part{int(n - i)});
+}
+
+// The same for what is stored to `to`, whose whole cache lines are streamed if so wished.
+template <class R, class T, class F>
+inline void each_stored(const T* to, Size n, bool stream, F&& f) {
+  constexpr Size line = 64 / sizeof(T);
+  Size head = Size(-(reinterpret_cast<std::uintptr_t>(to) / sizeof(T)) % line);
+  if (!stream || n < head + 8 * line) return each_vector<R>(n, f);
+  each_vector<R>(head, f);
+  Size i = head;
+  for (; i + line <= n; i += line) {
+    for (Size k = 0; k < line; k += kLanes<R>) f(i + k, Streamed{});
+  }
+  each_vector<R>(n - i, [&](Size k, auto lanes) { f(i + k, lanes); });
 }
 
 }  // namespace evenorm::EVENORM_ISA
