@@ -8,7 +8,7 @@ rows, so a row's result does not depend on its neighbors.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from evenorm.affine import Affine
 from evenorm.kernels import cpu, eager
+from evenorm.kernels import mask as masks
 from evenorm.kernels.finish import Finish
 from evenorm.kernels.signature import Signature
 from evenorm.pattern import Pattern
@@ -42,21 +43,34 @@ class KernelError(RuntimeError):
 
 
 class Kernel(Protocol):
-    """What a kernel module offers. Statistics lie on the pattern's kept axes, in its order."""
+    """What a kernel module offers. Statistics lie on the pattern's kept axes, in its order.
+
+    A mask has the input's axes, each whole or of size 1; True is valid. What it hides is never read as a number, adds
+    to no sum, and comes out as zero: in y, in dx and in the residual's gradient.
+    """
 
     name: str
 
     def declines(self, signature: Signature, pattern: Pattern, affine: Affine) -> str | None:
         """Why this kernel cannot take the call, or ``None``."""
 
-    def moments(self, x: Tensor, pattern: Pattern, centered: bool) -> tuple[Tensor, Tensor]:
-        """Mean and M2 of each group."""
+    def moments(self, x: Tensor, pattern: Pattern, centered: bool, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and M2 of each group; zeros where it has no valid element."""
 
-    def apply(self, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish) -> Tensor:
+    def apply(
+        self, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish, mask: Tensor | None = None
+    ) -> Tensor:
         """y = activation((x − mean) · rstd · (offset + weight) + bias + residual)."""
 
     def grad_sums(
-        self, dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish
+        self,
+        dy: Tensor,
+        x: Tensor,
+        pattern: Pattern,
+        mean: Tensor,
+        rstd: Tensor,
+        finish: Finish,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """With dz = dy · activation'(z): Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
 
@@ -70,11 +84,12 @@ class Kernel(Protocol):
         finish: Finish,
         c1: Tensor | None,
         c2: Tensor | None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """dx = rstd · (γ·dz − c1 − x̂·c2), and dz where there is a residual."""
 
     def forward(
-        self, x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish
+        self, x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Moments, then apply, with the statistics of this batch: y, mean, M2."""
 
@@ -89,19 +104,19 @@ class Candidate(NamedTuple):
     reason: str | None
 
 
-def candidates(x: Tensor, pattern: Pattern, affine: Affine) -> list[Candidate]:
+def candidates(x: Tensor, pattern: Pattern, affine: Affine, mask: Tensor | None = None) -> list[Candidate]:
     """What every kernel answers to this call, in the order in which they are asked."""
-    signature = Signature.of(x)
+    signature = Signature.of(x, mask)
     return [Candidate(kernel.name, kernel.declines(signature, pattern, affine)) for kernel in KERNELS]
 
 
-def choose(x: Tensor, pattern: Pattern, affine: Affine, name: str | None = None) -> Kernel:
+def choose(x: Tensor, pattern: Pattern, affine: Affine, name: str | None = None, mask: Tensor | None = None) -> Kernel:
     """The first kernel that takes the call, or the named one.
 
     Raises:
         KernelError: the named kernel is unknown or declines.
     """
-    return _choose(Signature.of(x), pattern, affine, name)
+    return _choose(Signature.of(x, mask), pattern, affine, name)
 
 
 @lru_cache(maxsize=4096)
@@ -172,6 +187,7 @@ def backward(
     *,
     given: bool,
     needs_input: bool,
+    mask: Tensor | None = None,
 ) -> Gradients:
     """All gradients: fused where the kernel can, else from the verbs.
 
@@ -181,13 +197,15 @@ def backward(
     """
     fused = getattr(kernel, "backward", None)
     if fused is not None and needs_input and not given:
-        return Gradients(*fused(dy, x, pattern, centered, eps, mean, spread, finish))
-    count = x.numel() // max(mean.numel(), 1)
+        return Gradients(*fused(dy, x, pattern, centered, eps, mean, spread, finish, mask))
+    count: Any = x.numel() // max(mean.numel(), 1)
+    if mask is not None:
+        count = masks.counts(mask, pattern.bind(x.shape)).clamp_min(1)
     mean, rstd = eager.statistics(x, mean, spread if given else spread / count, eps)
-    s1, s2, d_weight, d_bias = kernel.grad_sums(dy, x, pattern, mean, rstd, finish)
+    s1, s2, d_weight, d_bias = kernel.grad_sums(dy, x, pattern, mean, rstd, finish, mask)
     if not needs_input:
         return Gradients(None, d_weight, d_bias, None)
     c1 = None if given or not centered else s1 / count
     c2 = None if given else s2 / count
-    dx, d_residual = kernel.grad_input(dy, x, pattern, mean, rstd, finish, c1, c2)
+    dx, d_residual = kernel.grad_input(dy, x, pattern, mean, rstd, finish, c1, c2, mask)
     return Gradients(dx, d_weight, d_bias, d_residual)

@@ -86,11 +86,13 @@ def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | No
         return f"{signature.dtype} is not among its dtypes"
     if 0 in signature.shape:
         return "the tensor is empty"
+    if signature.mask is not None:
+        return "its loops take no mask"
     planned = _planned(pattern, affine, signature.shape, signature.strides, None)
     return planned if isinstance(planned, str) else None
 
 
-def moments(x: Tensor, pattern: Pattern, centered: bool) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, pattern: Pattern, centered: bool, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and M2 of each group."""
     call = _Call(x, pattern, Affine())
     mean, m2 = call.new_statistics(), call.new_statistics()
@@ -98,7 +100,9 @@ def moments(x: Tensor, pattern: Pattern, centered: bool) -> tuple[Tensor, Tensor
     return call.to_pattern(mean), call.to_pattern(m2)
 
 
-def apply(x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish) -> Tensor:
+def apply(
+    x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish, mask: Tensor | None = None
+) -> Tensor:
     """y = activation((x − mean) · rstd · (offset + weight) + bias + residual)."""
     call = _Call(x, pattern, finish.affine, finish)
     y = call.new_output()
@@ -106,7 +110,9 @@ def apply(x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finis
     return _finished(call.natural(y), finish)
 
 
-def forward(x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Moments, then apply, while the values are in cache: y, mean, M2."""
     call = _Call(x, pattern, finish.affine, finish)
     y, mean, m2 = call.new_output(), call.new_statistics(), call.new_statistics()
@@ -115,7 +121,7 @@ def forward(x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Fin
 
 
 def grad_sums(
-    dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish
+    dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
     dz = _before_activation(dy, x, pattern, mean, rstd, finish)
@@ -136,6 +142,7 @@ def grad_input(
     finish: Finish,
     c1: Tensor | None,
     c2: Tensor | None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """dx = rstd · (γ·dz − c1 − x̂·c2), and dz for the residual."""
     dz = _before_activation(dy, x, pattern, mean, rstd, finish)
@@ -156,6 +163,7 @@ def backward(
     mean: Tensor,
     m2: Tensor,
     finish: Finish,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The sums, then the input's gradient, while the values are in cache: dx, Σ dz·x̂, Σ dz, dz."""
     dz = dy

@@ -20,12 +20,15 @@ class Signature(NamedTuple):
     negated: bool
     shape: torch.Size
     strides: tuple[int, ...]
+    # The mask has the input's axes, each whole or of size 1.
+    mask: torch.Size | None = None
 
     @staticmethod
-    def of(x: Tensor) -> Signature:
-        """The signature of a tensor."""
+    def of(x: Tensor, mask: Tensor | None = None) -> Signature:
+        """The signature of a tensor, and of the mask that says which of its elements are there."""
         strides = x.stride() if x.layout is torch.strided else ()
-        return Signature(type(x), x.device.type, x.dtype, x.layout, x.is_neg(), x.shape, strides)
+        masked = None if mask is None else mask.shape
+        return Signature(type(x), x.device.type, x.dtype, x.layout, x.is_neg(), x.shape, strides, masked)
 
     @property
     def is_plain(self) -> bool:
