@@ -191,6 +191,8 @@ BAD_SETTINGS: dict[str, BadSetting] = {
     "negative momentum": BadSetting(BATCH(momentum=-0.1), ValueError, ("BatchNorm2d(6", "momentum", "-0.1")),
     "decay": BadSetting(BATCH(decay=1.5), ValueError, ("BatchNorm2d", "decay", "1.5")),
     "groups": BadSetting(lambda: evenorm.GroupNorm(4, 6), ValueError, ("GroupNorm", "4", "6", "divide")),
+    "groups of no number": BadSetting(lambda: evenorm.GroupNorm(NEVER, 6), TypeError, ("GroupNorm", "'never'")),
+    "layer, no features": BadSetting(lambda: evenorm.LayerNorm(0), PatternError, ("LayerNorm: ", "positive", "0")),
     "no groups": BadSetting(lambda: evenorm.GroupNorm(0, 6), ValueError, ("GroupNorm", "0 groups")),
     "chunk": BadSetting(
         lambda: evenorm.GhostBatchNorm1d(6, 0), ValueError, ("GhostBatchNorm1d", "virtual_batch_size", "0")
@@ -255,6 +257,12 @@ def test_bad_call_of_the_function() -> None:
         evenorm.normalize(x, "n [c] l")
     with pytest.raises(TypeError, match=r"normalize: .*int64"):
         evenorm.normalize(x.long(), "[n] c")
+    pattern: Any = 3
+    with pytest.raises(TypeError, match=r"normalize: expected a pattern .* got 3"):
+        evenorm.normalize(x, pattern)
+    nested = torch.nested.nested_tensor([torch.ones(2, 6), torch.ones(3, 6)], layout=torch.jagged)
+    with pytest.raises(TypeError, match=r"LayerNorm\(.*nested.*to_padded_tensor"):
+        evenorm.LayerNorm(6)(nested)
 
 
 def test_bad_history_is_refused_before_it_is_written() -> None:

@@ -150,3 +150,17 @@ def test_adaptive_layer_norm_is_its_articles_formula() -> None:
     dy = torch.randn_like(x)
     for mine, theirs in zip(*(torch.autograd.grad(y, (scale, shift), dy) for y in (found, wanted)), strict=True):
         close(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "BatchNorm2d"])
+def test_one_scale_for_all(name: str) -> None:
+    layer = (
+        evenorm.LayerNorm(3, elementwise_affine=False) if name == "LayerNorm" else evenorm.BatchNorm2d(6, affine=False)
+    )
+    x = torch.randn(4, 6, 5, 3)
+    scale, shift = torch.full((1, 1, 1, 1), 2.0, requires_grad=True), torch.full((1, 1, 1, 1), 0.5)
+    y = layer(x, scale=scale, shift=shift)
+    torch.testing.assert_close(y, 2 * layer(x) + 0.5)
+    dy = torch.randn_like(x)
+    (found,) = torch.autograd.grad(y, scale, dy)
+    torch.testing.assert_close(found, (dy * layer(x)).sum().reshape(1, 1, 1, 1))

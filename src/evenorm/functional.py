@@ -73,6 +73,8 @@ def normalize(
     tensor([[-1.,  1.],
             [-1.,  1.]])
     """
+    if not isinstance(pattern, (str, Pattern)):
+        raise TypeError(f"normalize: expected a pattern such as 'n c [...]', got {pattern!r}")
     with naming("normalize"):
         parsed = (Settings(pattern).parsed()[0] if isinstance(pattern, str) else pattern).with_sizes(**sizes)
         recipe = Recipe(
@@ -167,6 +169,10 @@ def _check(
     for name, tensor in (("input", x), ("weight", weight), ("bias", bias), ("residual", residual)):
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"{caller}: expected a tensor for the {name}, got {type(tensor).__name__}")
+    if x.is_nested:
+        raise TypeError(
+            f"{caller}: expected a dense tensor, got a nested one; pad it with torch.nested.to_padded_tensor(x, 0.0)"
+        )
     if x.layout is not torch.strided:
         raise TypeError(f"{caller}: expected a dense tensor, got layout {x.layout}; convert it with x.to_dense()")
     if not x.is_floating_point():

@@ -55,6 +55,9 @@ class GroupNorm(Layer, nn.GroupNorm):
         bias: bool = True,
         activation: str | Epilogue | None = None,
     ) -> None:
+        for given in (num_groups, num_channels):
+            if not isinstance(given, int):
+                raise TypeError(f"GroupNorm: expected whole numbers of groups and channels, got {given!r}")
         if num_groups < 1 or num_channels % num_groups:
             raise ValueError(
                 f"GroupNorm: num_groups must divide num_channels, got {num_groups} groups and {num_channels} channels"

@@ -75,6 +75,9 @@ class Layer(nn.Module):
 
     def validate(self) -> None:
         """Refuse bad settings when the layer is made: every constructor's last line."""
+        # First what the repr in other messages needs.
+        with naming(type(self).__name__):
+            str(self.pattern), str(self.scaling)
         str(self.recipe)
 
     def forward(
@@ -110,7 +113,7 @@ class Layer(nn.Module):
         recipe, weight, bias = self.recipe, self.weight, self.bias
         self.check(input, recipe)
         if scale is not None or shift is not None:
-            recipe, weight, bias = self._given(recipe, input, scale, shift), scale, shift
+            recipe, weight, bias = self._given(recipe, input, scale, shift)
         return self.normalize(input, recipe, weight, bias, residual)
 
     def normalize(
@@ -161,18 +164,27 @@ class Layer(nn.Module):
         """Pattern and shape of the part of the input that has the fewest values per statistic."""
         return recipe.pattern, input.shape
 
-    def _given(self, recipe: Recipe, input: Tensor, scale: Tensor | None, shift: Tensor | None) -> Recipe:
-        """The recipe with the affine that the call brings."""
+    def _given(
+        self, recipe: Recipe, input: Tensor, scale: Tensor | None, shift: Tensor | None
+    ) -> tuple[Recipe, Tensor | None, Tensor | None]:
+        """The recipe with the affine that the call brings, its weight and its bias."""
         if self.weight is not None or self.bias is not None:
             raise ValueError(
                 f"{self}: got scale or shift, but the layer has a weight or bias of its own; "
                 f"build it without (affine=False, elementwise_affine=False)"
             )
+        # One value for all is one for each of an axis.
+        scale, shift = (
+            given.expand(*given.shape[:-1], input.shape[-1])
+            if isinstance(given, Tensor) and given.dim() == input.dim() and given.numel() == 1
+            else given
+            for given in (scale, shift)
+        )
         axes = {self._given_axes(recipe, input, given) for given in (scale, shift) if given is not None}
         if len(axes) > 1:
             raise ValueError(f"{self}: scale and shift lie on different axes; give both in one shape")
         affine = Affine(axes.pop(), recipe.affine.offset, recipe.affine.cast)
-        return replace(recipe, affine=affine)
+        return replace(recipe, affine=affine), scale, shift
 
     def _given_axes(self, recipe: Recipe, input: Tensor, given: Tensor) -> tuple[str, ...]:
         if not isinstance(given, Tensor):
