@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -345,9 +345,9 @@ def test_a_variant_that_raises_is_one_row_s_news(monkeypatch: pytest.MonkeyPatch
 def test_models_are_timed_with_equal_losses(name: str) -> None:
     pytest.importorskip("transformers", reason="transformers is in the extra evenorm[bench]")
     from evenorm.bench import models
-    from evenorm.bench.swap import swap
+    from evenorm.surgery import accelerate
 
-    for row in models.measure(name, swap, 0.0, quick=True):
+    for row in models.measure(name, accelerate, 0.0, quick=True):
         assert row.ratio("torch") is not None
         assert row.ours.share is not None
         assert row.ours.share <= 1
@@ -357,7 +357,7 @@ def test_models_whose_losses_differ_have_no_speed() -> None:
     pytest.importorskip("transformers", reason="transformers is in the extra evenorm[bench]")
     from evenorm.bench import models
 
-    def spoil(model: nn.Module) -> nn.Module:
+    def spoil(model: nn.Module, _: Mapping[str, Tensor]) -> nn.Module:
         with torch.no_grad():
             next(model.parameters()).mul_(1.5)
         return model

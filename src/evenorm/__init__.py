@@ -31,6 +31,7 @@ from evenorm.layers import (
 )
 from evenorm.weights import spectral_norm, weight_norm
 from evenorm.explain import Explanation, explain
+from evenorm.surgery import Proof, ProofError, SurgeryReport, accelerate, revert
 
 __all__ = [
     "Affine",
@@ -56,12 +57,17 @@ __all__ = [
     "Norm",
     "Pattern",
     "PatternError",
+    "Proof",
+    "ProofError",
     "RMSNorm",
     "RMSNorm2d",
     "Recipe",
     "Running",
+    "SurgeryReport",
+    "accelerate",
     "explain",
     "normalize",
+    "revert",
     "spectral_norm",
     "weight_norm",
 ]

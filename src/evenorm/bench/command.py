@@ -17,7 +17,7 @@ from evenorm.bench import allocator, machine, models, readme, session, suites, t
 from evenorm.bench.peers import PEERS, missing
 from evenorm.bench.row import Row, Run
 from evenorm.bench.summary import summarize
-from evenorm.bench.swap import swap
+from evenorm.surgery import accelerate
 
 __all__ = ["NAMES", "ArgumentError", "Files", "Settings", "run"]
 
@@ -128,7 +128,7 @@ def _begin(settings: Settings) -> tuple[Run, int, Iterator[Row]]:
         raise ArgumentError(f"{settings}: there is no such row")
     machine.use_threads(settings.threads)
     seconds = _QUICK_SECONDS if settings.quick else settings.seconds
-    steps = (row for name in networks for row in models.measure(name, swap, seconds, settings.quick))
+    steps = (row for name in networks for row in models.measure(name, accelerate, seconds, settings.quick))
     today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     # Models first: memory that is kept cannot be given back.
     return (

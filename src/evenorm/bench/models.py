@@ -24,8 +24,8 @@ from evenorm.bench.stopwatch import interleave
 
 __all__ = ["MODELS", "Rewrite", "measure"]
 
-Rewrite = Callable[[nn.Module], nn.Module]
-"""Takes a model and returns it with our layers in place of torch's."""
+Rewrite = Callable[[nn.Module, Mapping[str, Tensor]], nn.Module]
+"""Takes a model and the keyword arguments of a call, returns it with our layers in place of torch's."""
 
 _LOSS, _OUTPUT = 1e-4, 1e-4
 _STEPS, _QUICK_STEPS = 10, 2
@@ -109,7 +109,7 @@ def measure(name: str, rewrite: Rewrite, seconds: float, quick: bool = False) ->
     plain = task.model
     if "pixel_values" in task.batch:
         plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    models = {OURS: rewrite(copy.deepcopy(plain)), "torch": plain}
+    models = {OURS: rewrite(copy.deepcopy(plain), task.batch), "torch": plain}
     # Inference first: training moves the weights of the two apart by a rounding here and there.
     for direction, gate, call in (
         ("inference", _outputs_agree, _inference),

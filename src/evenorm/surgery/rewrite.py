@@ -1,0 +1,149 @@
+"""A module's forward with some normalizers fused, which steps aside wherever it might differ.
+
+A traced forward is true only of what was traced: the mode, the children, the plain attributes, the arguments
+that are no tensors. All of it is compared at each call. When anything differs, or a hook hangs on a module
+whose call the rewriting skips, or a compiler or exporter looks on, the module's own forward runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as globally
+
+from evenorm import kernels
+from evenorm.cache import cached
+from evenorm.epilogue import Epilogue
+from evenorm.layers import Layer
+from evenorm.recipe import Recipe
+from evenorm.surgery.change import become
+from evenorm.surgery.trace import Arguments, Trace, bind
+
+__all__ = ["Code", "Forward", "fused", "is_hooked", "rewrite"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether anything is to be called when the module is."""
+    own = module.__dict__
+    return any(own[hooks] for hooks in _HOOKS)
+
+
+def fused(layer: Layer, input: Tensor, residual: Tensor | None, epilogue: Epilogue) -> Tensor:
+    """activation(layer(input) + residual) in one sweep; one after the other where the shapes do not allow it."""
+    plain = residual is None or (residual.shape == input.shape and residual.dtype == input.dtype)
+    if plain and (not layer.forms or input.dim() in [form.count(",") + 1 for form in layer.forms]):
+        recipe = _with_epilogue(layer.recipe, epilogue)
+        layer.check(input, recipe)
+        return layer.normalize(input, recipe, layer.weight, layer.bias, residual)
+    y = layer(input)
+    return epilogue.apply(y if residual is None else y + residual)
+
+
+@cached
+def _with_epilogue(recipe: Recipe, epilogue: Epilogue) -> Recipe:
+    return replace(recipe, epilogue=epilogue)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a traced module looked like."""
+
+    module: nn.Module
+    kind: type[nn.Module]
+    children: tuple[nn.Module | None, ...]
+    plain: dict[str, Any]
+
+    @staticmethod
+    def of(module: nn.Module) -> _Look:
+        return _Look(module, type(module), tuple(module._modules.values()), _plain(module))
+
+    def holds(self) -> bool:
+        module = self.module
+        return (
+            type(module) is self.kind
+            and tuple(module._modules.values()) == self.children
+            and not is_hooked(module)
+            and _plain(module) == self.plain
+        )
+
+
+def _same(traced: Any, given: Any) -> bool:
+    return traced is given or (type(traced) is type(given) and type(given) in _PLAIN and bool(traced == given))
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in module.__dict__.items() if type(value) in _PLAIN}
+
+
+class Code:
+    """A graph as a function, and what must look as it did when it was traced."""
+
+    def __init__(self, flow: Trace, skipped: list[nn.Module], layers: list[Layer]) -> None:
+        python = flow.graph.python_code("self")
+        names = {**python.globals, "Epilogue": Epilogue}
+        exec(compile(python.src, "<evenorm.surgery>", "exec"), names)
+        self.source: str = python.src
+        self.function: Callable[..., Any] = names["forward"]
+        self.looks = [_Look.of(module) for module in skipped]
+        self.layers, self.lengths = layers, flow.lengths
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether the graph is still true of the module and of these arguments."""
+        return (
+            all(
+                value.shape[axis] == length
+                for (name, axis), length in self.lengths.items()
+                for value in (values[name],)
+            )
+            and all(look.holds() for look in self.looks)
+            and all(isinstance(layer, Layer) and not is_hooked(layer) for layer in self.layers)
+        )
+
+
+class Forward:
+    """The forward of a module with fusions; without code for a call the module's own."""
+
+    def __init__(self, module: nn.Module, arguments: Arguments, codes: Mapping[bool, Code]) -> None:
+        self.module, self.arguments, self.codes = module, arguments, dict(codes)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the fused code if it is true of this call."""
+        module = self.module
+        if not (torch.compiler.is_compiling() or kernels.exporting() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
+            code = self.codes.get(module.training)
+            if code is not None and not globally._has_any_global_hook():
+                values = self._matched(args, kwargs)
+                if values is not None and code.holds(values):
+                    return code.function(module, **values)
+        return type(module).forward(module, *args, **kwargs)
+
+    def _matched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """The tensors by name, if the other arguments are those that were traced."""
+        try:
+            values = bind(self.module, args, kwargs)
+        except TypeError:
+            return None
+        types, constants = self.arguments.types, self.arguments.constants
+        if values.keys() != types.keys() | constants.keys():
+            return None
+        if not all(_same(value, values[name]) for name, value in constants.items()):
+            return None
+        if not all(isinstance(values[name], kind) for name, kind in types.items()):
+            return None
+        return {name: values[name] for name in types}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Code is not stored: a loaded model runs its own forward until it is accelerated again."""
+        return {**self.__dict__, "codes": {}}
+
+
+def rewrite(module: nn.Module, forward: Forward) -> None:
+    """Put a forward in place of the module's own, for :func:`restore` to take away."""
+    become(module, type(module), {"forward": forward})
