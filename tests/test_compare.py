@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,7 +26,7 @@ pytest.importorskip("plotly", reason="the extra evenorm[lab] is not installed")
 
 from PIL import Image
 
-from evenorm.lab import command, terminal
+from evenorm.lab import command, terminal, workers
 from evenorm.lab.advice import choose
 from evenorm.lab.compare import Comparison, Outcome, Protocol, Task, begin, perform
 from evenorm.lab.data import Bytes, DataError, Images, Labels, load, stratify
@@ -35,8 +36,8 @@ from evenorm.lab.probes import SavedBytes
 from evenorm.lab.record import record
 from evenorm.lab.report import page
 from evenorm.lab.sentences import conclude
-from evenorm.lab.training import Run, Schedule, Stopped, predictions, train
-from evenorm.lab.workers import gather
+from evenorm.lab.training import Run, Schedule, predictions, train
+from evenorm.lab.workers import gather, processes
 
 # Data
 
@@ -281,10 +282,13 @@ def test_divergence_is_seen_and_ends_the_run(images: Images) -> None:
     assert run.last_loss() == math.inf
 
 
-def test_a_run_stops_when_asked(images: Images) -> None:
+def test_a_run_stops_when_asked(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     network = build("mlp", images.shape, 2, NORMALIZERS["none"])
-    with pytest.raises(Stopped):
-        train(network, images, Schedule(8, 50, 0.1, 0), stopped=lambda: True)
+    stop = threading.Event()
+    stop.set()
+    monkeypatch.setattr(workers, "_stop", stop)
+    with pytest.raises(workers.Stopped):
+        train(network, images, Schedule(8, 50, 0.1, 0))
 
 
 def test_saved_bytes_counts_a_storage_once() -> None:
@@ -299,32 +303,34 @@ def test_saved_bytes_counts_a_storage_once() -> None:
 
 def without_times(outcome: Outcome) -> Outcome:
     outcome.run.step_seconds = 0.0
+    outcome.run.seconds = []
     return outcome
 
 
 def test_a_task_gives_the_same_twice(images: Images) -> None:
     protocol = Protocol(normalizers=("spectral",), batch_sizes=(48,), model="mlp")
-    first, second = (without_times(perform(images, Task("spectral", 48, 2), protocol, lambda: False)) for _ in range(2))
+    first, second = (without_times(perform(images, Task("spectral", 48, 2), protocol)) for _ in range(2))
     assert first == second
 
 
 def test_the_best_trial_gives_the_rate_unless_one_is_asked_for(images: Images) -> None:
-    outcome = perform(images, Task("layer", 48, 0), Protocol(model="mlp"), lambda: False)
+    outcome = perform(images, Task("layer", 48, 0), Protocol(model="mlp"))
     assert outcome.rate == min(outcome.trials, key=lambda rate: outcome.trials[rate])
     assert outcome.largest is not None
     assert outcome.trials[outcome.largest] < 0.95 * math.log(2)
-    assert perform(images, Task("layer", 48, 0), Protocol(model="mlp", rate=0.07), lambda: False).rate == 0.07
+    assert perform(images, Task("layer", 48, 0), Protocol(model="mlp", rate=0.07)).rate == 0.07
 
 
 # Workers
 
 
-def divide(shared: float, task: float, stopped: Callable[[], bool]) -> float:
-    return shared / task
+def divide(task: float) -> float:
+    return 8.0 / task
 
 
 def test_workers_give_results_and_faults() -> None:
-    found = dict(gather(divide, [1.0, 0.0, 4.0], 8.0, 2))
+    with processes(2) as executor:
+        found = dict(gather(executor, divide, [1.0, 0.0, 4.0]))
     assert found[1.0] == 8.0
     assert found[4.0] == 2.0
     assert isinstance(found[0.0], ZeroDivisionError)

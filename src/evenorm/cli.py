@@ -154,3 +154,102 @@ def bench(
 
     settings = Settings(tuple(suites), against, memory, only, threads, seconds_per_row, quick)
     raise typer.Exit(run(settings, Files(json, html, readme), source))
+
+
+lab = typer.Typer(help="Claims about normalization, measured, each with a verdict.", no_args_is_help=True)
+app.add_typer(lab, name="lab")
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]…", help="Experiments; see evenorm lab list.")]
+LabScale = Annotated[str, typer.Option("--scale", help="quick (three seeds), full (five) or large (ten).")]
+LabData = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="Folder of images, text file; one of each.", show_default="what ships"),
+]
+LabFolder = Annotated[Path, typer.Option("--store", help="Folder of finished seeds.")]
+
+
+@lab.command("list")
+def lab_list(as_json: Json = False) -> None:
+    """List the experiments with their questions."""
+    from evenorm.lab.verbs import show
+
+    raise typer.Exit(show(as_json))
+
+
+@lab.command("run")
+def lab_run(
+    names: Names = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every experiment.")] = False,
+    scale: LabScale = "quick",
+    data: LabData = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each.", show_default="by the scale")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one for each processor")] = None,
+    store: LabFolder = Path(".evenorm-lab"),
+    as_json: Json = False,
+) -> None:
+    """Run experiments and print their verdicts. Finished seeds are kept; Ctrl-C loses no more than those that run."""
+    from evenorm.lab.verbs import Order, run
+
+    if bool(names) == everything:
+        raise typer.BadParameter("name experiments, or pass --all (evenorm lab list shows them)")
+    order = Order(tuple(names or ()), scale, tuple(data or ()), seeds, store)
+    raise typer.Exit(run(order, workers, as_json))
+
+
+@lab.command("report")
+def lab_report(
+    names: Names = None,
+    scale: LabScale = "quick",
+    data: LabData = None,
+    output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("lab.html"),
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables as Markdown too.")] = None,
+    store: LabFolder = Path(".evenorm-lab"),
+) -> None:
+    """Write what was measured as one page."""
+    from evenorm.lab.verbs import Order, report
+
+    raise typer.Exit(report(Order(tuple(names or ()), scale, tuple(data or ()), None, store), output, markdown))
+
+
+@app.command()
+def examine(
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:FACTORY", help="The model, or what makes it.", show_default=False)
+    ] = "",
+    input: Annotated[
+        list[str], typer.Option(metavar="8,3,224,224", help="An input; mask=2,16:bool, 2,16:int64<1000. Repeatable.")
+    ] = [],  # noqa: B006
+    loader: Annotated[str | None, typer.Option(metavar="MODULE:NAME", help="The training's data loader.")] = None,
+    optimizer: Annotated[str | None, typer.Option(metavar="MODULE:NAME", help="Makes the model's optimizer.")] = None,
+    state_dict: Annotated[Path | None, typer.Option(metavar="FILE", help="A checkpoint.")] = None,
+    reference: Annotated[str | None, typer.Option(metavar="MODULE:FACTORY", help="What it was made from.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="FILE|MODULE:NAME", help="Its configuration.")] = None,
+    intent: Annotated[str | None, typer.Option(help="train, finetune, infer or export.", show_default="train")] = None,
+    causal: Annotated[bool, typer.Option("--causal", help="Outputs must not depend on later inputs.")] = False,
+    batch_size: Annotated[int | None, typer.Option(help="Of the training, per process.")] = None,
+    select: Annotated[list[str], typer.Option(metavar="EN1", help="Only these rules. Repeatable.")] = [],  # noqa: B006
+    ignore: Annotated[list[str], typer.Option(metavar="EN4", help="Not these rules. Repeatable.")] = [],  # noqa: B006
+    format: Annotated[str, typer.Option(help="text, json, sarif, github or html.")] = "text",
+    fix: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Make the safe fixes; write the weights as safetensors.")
+    ] = None,
+    rules: Annotated[bool, typer.Option("--rules", help="List the rules.")] = False,
+    explain: Annotated[str | None, typer.Option(metavar="EN112", help="Explain a rule.")] = None,
+) -> None:
+    """Find what is wrong with the normalization of a model, by experiments that leave it as it was.
+
+    For example: evenorm examine mypackage.models:build --input 8,3,224,224
+    """
+    from evenorm.doctor import command
+
+    if rules:
+        raise typer.Exit(command.list_rules())
+    if explain is not None:
+        raise typer.Exit(command.explain_rule(explain))
+    if not target:
+        raise typer.BadParameter("name a model, for example mypackage.models:build")
+    given = command.Arguments(
+        *(target, input, loader, optimizer, state_dict, reference, config, intent, causal, batch_size),
+        *(select, ignore, format, fix),
+    )
+    raise typer.Exit(command.run(given))

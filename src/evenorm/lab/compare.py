@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
@@ -13,8 +14,9 @@ from evenorm.lab.data import Images
 from evenorm.lab.networks import Model, Placement, build
 from evenorm.lab.noise import spread
 from evenorm.lab.normalizers import NORMALIZERS
+from evenorm.lab.setting import Setting
 from evenorm.lab.training import Run, Schedule, looks, train
-from evenorm.lab.workers import gather
+from evenorm.lab.workers import gather, processes
 
 # Each about three times the one before.
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -191,7 +193,7 @@ class Comparison:
         return [row for row in self.at(batch_size) if row.outcomes]
 
 
-def perform(images: Images, task: Task, protocol: Protocol, stopped: Callable[[], bool]) -> Outcome:
+def perform(images: Images, task: Task, protocol: Protocol) -> Outcome:
     """Find the rates at which a network trains, then train it at one of them."""
     steps = protocol.steps(task.batch_size)
 
@@ -205,7 +207,7 @@ def perform(images: Images, task: Task, protocol: Protocol, stopped: Callable[[]
             task.seed,
         )
         schedule = Schedule(task.batch_size, steps, rate, task.seed)
-        return train(network, images, schedule, measure, stopped)
+        return train(network, images, schedule, measure)
 
     ceiling = BELOW_GUESSING * math.log(len(images.classes))
     trials: dict[float, float] = {}
@@ -220,10 +222,9 @@ def perform(images: Images, task: Task, protocol: Protocol, stopped: Callable[[]
     return Outcome(trials, largest, rate, attempt(rate, steps, measure=True))
 
 
-def work(shared: tuple[Protocol, Images], task: Task, stopped: Callable[[], bool]) -> Outcome:
-    """Perform a task in a worker process."""
-    protocol, images = shared
-    return perform(images, task, protocol, stopped)
+def work(protocol: Protocol, setting: Setting, task: Task) -> Outcome:
+    """Perform a task in a worker process, which reads the images once."""
+    return perform(setting.images, task, protocol)
 
 
 def begin(protocol: Protocol, images: Images, folder: Path | None = None) -> Comparison:
@@ -245,8 +246,11 @@ def compare(comparison: Comparison, workers: int) -> Iterator[Task]:
     """Fill a comparison in, yielding each task as it is done. A failed run is noted, not fatal."""
     protocol = comparison.protocol
     rows = {(row.normalizer, row.batch_size): row for row in comparison.rows}
-    shared = (protocol, comparison.images)
-    with closing(gather(work, protocol.tasks(), shared, workers)) as finished:
+    setting = Setting(data=(comparison.folder,) if comparison.folder else ())
+    with (
+        processes(workers) as executor,
+        closing(gather(executor, partial(work, protocol, setting), protocol.tasks())) as finished,
+    ):
         for task, outcome in finished:
             comparison.finished += 1
             if isinstance(outcome, Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,12 @@ class Images:
     def scale(self) -> tuple[float, float]:
         """Mean and standard deviation of the training pixels."""
         return float(self.train_pixels.mean()), max(1.0, float(self.train_pixels.std()))
+
+    @cached_property
+    def digest(self) -> str:
+        """Differs where an image, a label or the cut does."""
+        parts = (self.train_pixels, self.train_labels, self.test_pixels, self.test_labels)
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
 def load(folder: Path | None) -> Images:

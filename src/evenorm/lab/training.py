@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from evenorm.lab.data import Bytes, Images
+from evenorm.lab.fit import Batch, Probe, Trace, descent, falling, fit
 from evenorm.lab.networks import Network
 from evenorm.lab.probes import Activations, Gradients, SavedBytes
 
@@ -24,10 +23,6 @@ PROBES = 24
 EVALUATIONS = 32
 # Accuracy on the way is taken on so many held-out images at most, the last one on all of them.
 WATCHED = 512
-
-
-class Stopped(Exception):
-    """The run was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +36,10 @@ class Schedule:
 
 
 @dataclass
-class Run:
-    """What one training run showed.
+class Run(Trace):
+    """What one training run of a comparison showed.
 
     Attributes:
-        losses: training loss of every step; ends early where it stopped being finite.
         accuracy: share of the held-out images classified right at the end, in evaluation mode.
         train_accuracy: the same for as many training images.
         reached: the first look at which 90 % of the watched held-out images were right, or none.
@@ -57,7 +51,6 @@ class Run:
         probed: the steps at which activations and gradients were read.
     """
 
-    losses: list[float] = field(default_factory=list)
     accuracy: float = math.nan
     train_accuracy: float = math.nan
     reached: int | None = None
@@ -68,81 +61,92 @@ class Run:
     activations: dict[str, list[list[float]]] = field(default_factory=dict)
     gradients: dict[str, list[float]] = field(default_factory=dict)
 
-    @property
-    def diverged(self) -> bool:
-        """Whether the loss stopped being finite."""
-        return not math.isfinite(self.losses[-1])
-
-    def last_loss(self) -> float:
-        """Mean training loss over the last quarter; infinite where the run diverged."""
-        last = self.losses[-max(1, len(self.losses) // 4) :]
-        return math.inf if self.diverged else sum(last) / len(last)
-
 
 def looks(steps: int) -> int:
     """Return the steps between two looks at the accuracy."""
     return max(1, steps // EVALUATIONS)
 
 
-def never() -> bool:
-    """Let a run go to its end."""
-    return False
+class Insides(Probe):
+    """Reads activations, gradients and saved bytes at some steps, evenly spread."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = set(np.linspace(0, steps - 1, PROBES).astype(int).tolist())
+        self.activations, self.gradients, self.memory = Activations(), Gradients(), SavedBytes()
+        self.probed: list[int] = []
+
+    def due(self, step: int) -> bool:
+        """Whether the step is one of them."""
+        return step in self.steps
+
+    def watching(self, network: nn.Module, batch: Batch) -> AbstractContextManager[ExitStack]:
+        """Read what enters the activation functions, and what autograd keeps."""
+        assert isinstance(network, Network)
+        self.memory = SavedBytes()
+        with ExitStack() as context:
+            context.enter_context(self.memory.watching([batch[0], *network.parameters()]))
+            context.enter_context(self.activations.watching(network))
+            return context.pop_all()
+
+    def differentiated(self, step: int, network: nn.Module, batch: Batch) -> None:
+        """Read the gradients."""
+        assert isinstance(network, Network)
+        self.gradients.read(network)
+        self.probed.append(step)
 
 
-def train(
-    network: Network,
-    images: Images,
-    schedule: Schedule,
-    measure: bool = True,
-    stopped: Callable[[], bool] = never,
-) -> Run:
+class Watch(Probe):
+    """Takes the accuracy on held-out images every so many steps, until it is reached.
+
+    Attributes:
+        steps: after how many steps it was taken.
+        shares: of the images that were right.
+    """
+
+    def __init__(self, images: Images, every: int, until: float = math.inf, most: int = WATCHED) -> None:
+        self.images, self.every, self.until = images, every, until
+        self.some = even_sample(len(images.test_labels), most)
+        self.steps: list[int] = []
+        self.shares: list[float] = []
+
+    def due(self, step: int) -> bool:
+        """Whether so many steps are done, and there is still something to wait for."""
+        return (step + 1) % self.every == 0 and self.reached(self.until) is None
+
+    def updated(self, step: int, network: nn.Module, batch: Batch) -> None:
+        """Take the accuracy in evaluation mode."""
+        found = predictions(network, self.images, self.images.test_pixels[self.some])
+        self.steps.append(step + 1)
+        self.shares.append(float(np.mean(found == self.images.test_labels[self.some])))
+
+    def reached(self, target: float) -> int | None:
+        """Return after how many steps an accuracy was first seen, or none."""
+        return next((step for step, share in zip(self.steps, self.shares, strict=True) if share >= target), None)
+
+
+def train(network: Network, images: Images, schedule: Schedule, measure: bool = True) -> Run:
     """Train a network in place; with ``measure`` also read everything that a :class:`Run` holds.
 
     Weights come out bit for bit the same with and without measuring.
 
     Raises:
-        Stopped: ``stopped()`` became true between two steps.
+        Stopped: the pool that this process belongs to closes.
     """
-    run = Run()
-    activations, gradients = Activations(), Gradients()
-    optimizer = torch.optim.SGD(network.parameters(), lr=schedule.rate)
-    probed = set(np.linspace(0, schedule.steps - 1, PROBES).astype(int)) if measure else set()
-    watched = even_sample(len(images.test_labels), WATCHED)
-    seconds = []
-    network.train()
-    for step, index in enumerate(batches(len(images.train_labels), schedule)):
-        if stopped():
-            raise Stopped
-        optimizer.param_groups[0]["lr"] = schedule.rate * (1 - step / schedule.steps)
-        x, labels = tensors(images, images.train_pixels[index], images.train_labels[index])
-        probing = step in probed
-        with ExitStack() as context:
-            if probing:
-                memory = SavedBytes()
-                context.enter_context(memory.watching([x, *network.parameters()]))
-                context.enter_context(activations.watching(network))
-            begin = time.thread_time()
-            loss = cross_entropy(network(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        if probing:
-            gradients.read(network)
-            run.probed.append(step)
-            run.saved_bytes = memory.total
-        optimizer.step()
-        if not probing:
-            seconds.append(time.thread_time() - begin)
-        run.losses.append(loss.item())
-        if run.diverged:
-            break
-        done = step + 1
-        if measure and run.reached is None and done % looks(schedule.steps) == 0:
-            found = predictions(network, images, images.test_pixels[watched])
-            if np.mean(found == images.test_labels[watched]) >= TARGET:
-                run.reached = done
+    insides = Insides(schedule.steps)
+    watch = Watch(images, looks(schedule.steps), until=TARGET)
+    trace = fit(
+        network,
+        stream(images, schedule),
+        descent(schedule.rate),
+        pace=falling(schedule.steps),
+        probes=(insides, watch) if measure else (),
+    )
+    run = Run(trace.losses, trace.seconds)
     if measure:
-        run.activations, run.gradients = activations.percentiles, gradients.norms
-        run.step_seconds = float(np.median(seconds)) if seconds else math.nan
+        run.reached = watch.reached(TARGET)
+        run.probed, run.saved_bytes = insides.probed, insides.memory.total
+        run.activations, run.gradients = insides.activations.percentiles, insides.gradients.norms
+        run.step_seconds = float(np.median(run.seconds)) if run.seconds else math.nan
         judge(run, network, images, schedule.batch_size)
     return run
 
@@ -154,11 +158,23 @@ def judge(run: Run, network: Network, images: Images, batch_size: int) -> None:
     some = even_sample(len(images.train_labels), len(images.test_labels))
     right = predictions(network, images, images.train_pixels[some]) == images.train_labels[some]
     run.train_accuracy = float(np.mean(right))
-    watched = even_sample(len(found), WATCHED)
+    run.changed = disagreement(network, images, batch_size)
+
+
+def disagreement(network: nn.Module, images: Images, batch_size: int) -> float:
+    """Return the share of watched held-out images whose class depends on the mode, in batches of a size."""
+    watched = even_sample(len(images.test_labels), WATCHED)
     watched = watched[: max(batch_size, len(watched) // batch_size * batch_size)]
+    pixels = images.test_pixels[watched]
     # On a copy: training mode moves running averages.
-    training = predictions(copy.deepcopy(network), images, images.test_pixels[watched], batch_size, training=True)
-    run.changed = float(np.mean(training != found[watched]))
+    training = predictions(copy.deepcopy(network), images, pixels, batch_size, training=True)
+    return float(np.mean(training != predictions(network, images, pixels)))
+
+
+def stream(images: Images, schedule: Schedule) -> Iterator[Batch]:
+    """Yield the batch of each step."""
+    for index in batches(len(images.train_labels), schedule):
+        yield tensors(images, images.train_pixels[index], images.train_labels[index])
 
 
 def batches(images: int, schedule: Schedule) -> Iterator[NDArray[np.int64]]:

@@ -6,25 +6,29 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing.synchronize import Event
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# What a worker process was started with.
-_shared: Any = None
+
+class Stopped(Exception):
+    """The run was asked to stop."""
+
+
+# Set in the processes of a pool when it closes; another executor's have none.
 _stop: Event | None = None
 
 
-def _begin(shared: Any, stop: Event) -> None:
+def _begin(stop: Event) -> None:
     import torch
 
-    global _shared, _stop
-    _shared, _stop = shared, stop
+    global _stop
+    _stop = stop
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -36,9 +40,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _do(work: Callable[[Any, Any, Callable[[], bool]], Any], task: Any) -> Any:
-    assert _stop is not None
-    return work(_shared, task, _stop.is_set)
+def check() -> None:
+    """Give a long run the chance to end early; it calls this every step.
+
+    Raises:
+        Stopped: the pool that this process belongs to closes.
+    """
+    if _stop is not None and _stop.is_set():
+        raise Stopped
 
 
 def available() -> int:
@@ -46,25 +55,33 @@ def available() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def gather(
-    work: Callable[[Any, Task, Callable[[], bool]], Result],
-    tasks: Sequence[Task],
-    shared: Any,
-    workers: int,
-) -> Generator[tuple[Task, Result | Exception], None, None]:
-    """Yield each task with its result, or with the exception that it raised, as they finish.
-
-    ``work(shared, task, stopped)`` runs in another process on one thread; it should return or
-    raise soon after ``stopped()`` has become true. Closing the generator, as an exception such as
-    KeyboardInterrupt in the caller does, stops all of them.
-    """
+@contextmanager
+def processes(workers: int) -> Iterator[Executor]:
+    """Open so many processes of one thread each; leaving the context stops what they do."""
     # Not fork, which hangs once OpenMP has run.
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), spawn, _begin, (shared, stop))
+    pool = ProcessPoolExecutor(workers, spawn, _begin, (stop,))
+    try:
+        yield pool
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def gather(
+    executor: Executor, work: Callable[[Task], Result], tasks: Sequence[Task]
+) -> Generator[tuple[Task, Result | Exception], None, None]:
+    """Yield each task with its result, or with the exception that it raised, as they finish.
+
+    The executor is one of :func:`processes` or any other that makes ``concurrent.futures.Future``. Closing the
+    generator, as an exception such as KeyboardInterrupt in the caller does, cancels what has not begun.
+    """
+    futures: dict[Future[Result], Task] = {}
     try:
         with _undisturbed():
-            futures = {pool.submit(_do, work, task): task for task in tasks}
+            for task in tasks:
+                futures[executor.submit(work, task)] = task
         for future in as_completed(futures):
             fault = future.exception()
             if isinstance(fault, Exception):
@@ -72,13 +89,17 @@ def gather(
             else:
                 yield futures[future], future.result()
     finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+        for future in futures:
+            future.cancel()
 
 
 @contextmanager
-def _undisturbed() -> Generator[None, None, None]:
+def _undisturbed() -> Iterator[None]:
     """Start processes that leave Ctrl-C to this one, which answers it when all have started."""
+    if threading.current_thread() is not threading.main_thread():
+        # Signals come to the main thread alone.
+        yield
+        return
     caught: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
     # A started process inherits what its starter has blocked, but no handler.
