@@ -32,6 +32,7 @@ from evenorm.layers import (
 from evenorm.weights import spectral_norm, weight_norm
 from evenorm.explain import Explanation, explain
 from evenorm.surgery import Proof, ProofError, SurgeryReport, accelerate, revert
+from evenorm.doctor import Examination, Finding, Monitor, examine
 
 __all__ = [
     "Affine",
@@ -41,7 +42,9 @@ __all__ = [
     "BatchNorm3d",
     "Cumulative",
     "Epilogue",
+    "Examination",
     "Explanation",
+    "Finding",
     "Frozen",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
@@ -54,6 +57,7 @@ __all__ = [
     "LayerNorm",
     "LayerNorm2d",
     "Moments",
+    "Monitor",
     "Norm",
     "Pattern",
     "PatternError",
@@ -65,6 +69,7 @@ __all__ = [
     "Running",
     "SurgeryReport",
     "accelerate",
+    "examine",
     "explain",
     "normalize",
     "revert",

@@ -1,0 +1,1 @@
+"""How an examination is shown: for people, programs, code hosts and browsers."""

@@ -1,0 +1,1 @@
+"""Experiments that tell a fault from a habit; each runs once per examination."""

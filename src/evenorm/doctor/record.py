@@ -1,0 +1,78 @@
+"""The record of a running loop: what a monitor saw from one step of the optimizer to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from evenorm.doctor.trace import Call
+
+__all__ = ["Forward", "Record", "SiteCall", "Step"]
+
+
+@dataclass
+class Forward:
+    """One pass through the whole model.
+
+    Attributes:
+        training: the model's own mode.
+        gradients: whether gradients were recorded.
+        backward: whether gradients have come back through its outputs.
+    """
+
+    training: bool
+    gradients: bool
+    backward: bool = False
+
+
+@dataclass(frozen=True)
+class SiteCall:
+    """One call of a normalizer.
+
+    Attributes:
+        path: of the site.
+        shape: of the input.
+        training: the site's mode.
+        gradients: whether the pass that it belongs to recorded gradients.
+        forward: which of the step's passes it belongs to; ``None`` if a part of the model was called by itself.
+        recomputed: whether it happened in a backward pass (activation checkpointing).
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    training: bool
+    gradients: bool
+    forward: int | None
+    recomputed: bool
+
+
+@dataclass
+class Step:
+    """What happened between two steps of the optimizer.
+
+    Attributes:
+        forwards: passes through the whole model, in order.
+        calls: of the normalizers, in order.
+        updates: how often each site's running statistics moved, by path; sites that did not move are left out.
+        details: the calls with their batch moments, at the steps that were measured in detail.
+        finite: whether the gradients of the normalizers' parameters were finite.
+    """
+
+    forwards: list[Forward] = field(default_factory=list)
+    calls: list[SiteCall] = field(default_factory=list)
+    updates: dict[str, int] = field(default_factory=dict)
+    details: list[Call] = field(default_factory=list)
+    finite: bool = True
+
+
+@dataclass
+class Record:
+    """The steps in order; what followed the last one is the tail."""
+
+    steps: list[Step] = field(default_factory=list)
+    tail: Step = field(default_factory=Step)
+
+    def __iter__(self) -> Iterator[Step]:
+        """All steps, and the tail."""
+        yield from self.steps
+        yield self.tail
