@@ -7,19 +7,25 @@ export function begin(size) {
   return { mean: new Float64Array(size), variance: new Float64Array(size).fill(1), updates: 0 };
 }
 
-/** Mean and unbiased variance for each entry of the history: each averaged over the rows that fall on it. */
-export function averaged(moments, layout) {
-  const { rows, entries } = layout;
+/** Values of statistics as values of the history: for each entry the average over its rows, weighted by their counts. */
+export function averaged(values, counts, { rows, entries }) {
   const entryOf = new Int32Array(rows.size);
   rows.of.forEach((row, i) => (entryOf[row] = entries.of[i]));
+  const sums = new Float64Array(entries.size);
   const weights = new Float64Array(entries.size);
-  moments.counts.forEach((count, row) => (weights[entryOf[row]] += count));
-  const average = (values) => {
-    const sums = new Float64Array(entries.size);
-    values.forEach((value, row) => (sums[entryOf[row]] += (value * moments.counts[row]) / weights[entryOf[row]]));
-    return sums;
+  values.forEach((value, row) => {
+    sums[entryOf[row]] += value * counts[row];
+    weights[entryOf[row]] += counts[row];
+  });
+  return sums.map((sum, entry) => sum / weights[entry]);
+}
+
+/** What a batch brings: its mean and its unbiased variance, each averaged over what the history does not keep. */
+export function brought(moments, layout) {
+  return {
+    mean: averaged(moments.mean, moments.counts, layout),
+    variance: averaged(unbiased(moments), moments.counts, layout),
   };
-  return { mean: average(moments.mean), variance: average(unbiased(moments)) };
 }
 
 /** history ← (1 − momentum)·history + momentum·new; without a momentum, the average of all batches seen. */

@@ -70,8 +70,10 @@ export const NORMALIZERS = {
     eps: 1e-5,
     shape: IMAGES,
     about: "Each group of channels of each sample, over channels and positions. Wu & He, 2018.",
-    code: ({ shape, pattern }, options) =>
-      `GroupNorm(${[pattern.factors.find(({ name }) => name === "g").size, shape[1], ...options]})`,
+    code: ({ shape, pattern }, options) => {
+      const { names, shape: split } = pattern.bind(shape);
+      return `GroupNorm(${[split[names.indexOf("g")], shape[1], ...options]})`;
+    },
   },
   layer2d: {
     name: "LayerNorm2d",
@@ -147,7 +149,7 @@ export function normalizer(state) {
     history: names(state.history),
     eps: state.eps,
     biasless: Boolean(biasless),
-    chunk: chunked ? pattern.axes[0].find(({ reduced, size }) => reduced && size) : null,
+    chunk: (chunked && pattern.axes[0].find(({ reduced, size }) => reduced && size)) || null,
   };
   const kept = pattern.factors.filter((factor) => !factor.reduced).map((factor) => factor.name);
   for (const name of made.history) {
@@ -186,8 +188,9 @@ export function code(state, made) {
   if (made.history.length && momentum !== 0.1) {
     options.push(`momentum=${momentum === null ? "None" : general(momentum)}`);
   }
-  // Torch has no instance normalization of (N, C): a statistic would have one value.
-  const write = norm === "instance" && shape.length === 2 ? freely : own.code;
+  // InstanceNorm takes no (N, C), where a statistic has one value; GhostBatchNorm fixes the samples, not the chunks.
+  const nameless = (norm === "instance" && shape.length === 2) || (norm === "ghost" && !made.chunk);
+  const write = nameless ? freely : own.code;
   return `evenorm.${write({ ...made, shape, momentum }, options).replaceAll(",", ", ")}`;
 }
 

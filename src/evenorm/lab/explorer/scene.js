@@ -1,7 +1,7 @@
 // The scene: all that follows from a state, computed at once. The views only draw it.
 
 import { apply, biased, forward, moments } from "explorer/formula";
-import { averaged, begin, blend } from "explorer/history";
+import { averaged, begin, blend, brought } from "explorer/history";
 import { counted, layout } from "explorer/layout";
 import { normalizer } from "explorer/normalizers";
 import { normals } from "explorer/random";
@@ -58,9 +58,8 @@ function trained(state, made, lying, source) {
   const steps = [];
   for (let step = 0; step < STEPS; step++) {
     const found = moments(source.draw(step, NOISE, step + 1), lying.rows, lying.counts, made.centered);
-    const seen = averaged(found, lying);
-    const small = averaged({ ...found, m2: biased(found).map((variance, row) => variance * Math.max(found.counts[row] - 1, 1)) }, lying);
-    steps.push({ history, seen, biased: small.variance });
+    const seen = brought(found, lying);
+    steps.push({ history, seen, biased: averaged(biased(found), found.counts, lying) });
     history = blend(history, seen, state.momentum);
   }
   return { steps, last: history };
@@ -109,9 +108,9 @@ function chosen(at, shape) {
 function batchmates(state, x, source) {
   const sample = x.length / state.shape[0];
   const mine = Math.min(state.at[0] ?? 0, state.shape[0] - 1);
-  const with_ = (others) => others.map((value, i) => (Math.floor(i / sample) === mine ? x[i] : value));
-  const draws = Array.from({ length: 24 }, (_, k) => with_(source.draw(state.updates, MATES, state.mates, k)));
-  return { mine, sample, draws, moved: with_(x.map((value) => value + state.shift * state.spread)) };
+  const joined = (others) => others.map((value, i) => (Math.floor(i / sample) === mine ? x[i] : value));
+  const draws = Array.from({ length: 24 }, (_, k) => joined(source.draw(state.updates, MATES, state.mates, k)));
+  return { mine, sample, draws, moved: joined(x.map((value) => value + state.shift * state.spread)) };
 }
 
 const POSITIONS = { 1: ["l"], 2: ["h", "w"], 3: ["d", "h", "w"] };

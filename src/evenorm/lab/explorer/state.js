@@ -1,6 +1,7 @@
 // The state: what a person has chosen. It lives in the page's address, so that a view can be shared.
 
 import { NORMALIZERS } from "explorer/normalizers";
+import { Pattern } from "explorer/pattern";
 
 export const LEAST_EPS = 1e-12;
 export const STEPS = 60;
@@ -93,10 +94,19 @@ export function fromFragment(fragment) {
   return state;
 }
 
+function fits(norm, shape) {
+  const { pattern, chunked } = NORMALIZERS[norm];
+  try {
+    return chunked || Pattern.parse(pattern).bind(shape).count > 0;
+  } catch {
+    return false;
+  }
+}
+
 /** The state after another normalizer was chosen: the tensor stays where it fits. */
 export function choosing(state, norm) {
   const own = initial(norm);
-  const same = state.shape.length === own.shape.length;
+  const same = state.shape.length === own.shape.length && fits(norm, state.shape);
   const free = norm === "free";
   const said = free ? { pattern: state.pattern, centered: state.centered, affine: state.affine, history: state.history } : {};
   return {
