@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,7 +35,7 @@ def fingerprint(network: nn.Module, losses: list[float]) -> str:
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Every training of an experiment leaves its final bits here; its probes can be taken away."""
     log: dict[str, Any] = {"bits": [], "probes": True}
 
@@ -50,7 +49,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     for name, module in list(sys.modules.items()):
         if name.startswith("evenorm.lab.") and getattr(module, "fit", None) is fit and module is not training:
             monkeypatch.setattr(module, "fit", spied)
-    yield log
+    return log
 
 
 @pytest.mark.parametrize("experiment", EVERY)
@@ -125,4 +124,4 @@ def test_undisturbed_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.BatchNorm1d(2)
     with undisturbed(network):
         network(torch.randn(4, 2))
-    assert torch.equal(network.running_mean, torch.zeros(2))
+    torch.testing.assert_close(network.running_mean, torch.zeros(2))

@@ -70,6 +70,11 @@ def descent(rate: float, momentum: float = 0.0) -> Optimize:
     return lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=momentum)
 
 
+def adam(rate: float) -> Optimize:
+    """Return Adam at a rate."""
+    return lambda parameters: torch.optim.Adam(parameters, lr=rate)
+
+
 def falling(steps: int) -> Pace:
     """Return the pace that falls linearly to zero over so many steps.
 

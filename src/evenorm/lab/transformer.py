@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
+from evenorm.lab.fit import Batch, Probe
 from evenorm.lab.normalizers import Layer
 from evenorm.lab.text import Text
 
@@ -99,6 +100,33 @@ def hidden(width: int) -> nn.Module:
 def next_character(logits: Tensor, target: Tensor) -> Tensor:
     """Return the mean cross-entropy of (N, T, characters) and (N, T), in nats per character."""
     return cross_entropy(logits.flatten(0, 1), target.flatten())
+
+
+class HeldOutLoss(Probe):
+    """Takes the loss on held-out text every so many steps.
+
+    Attributes:
+        steps: after how many steps it was taken.
+        losses: in nats per character.
+    """
+
+    def __init__(self, text: Text, every: int, windows: int = 64, length: int = 48) -> None:
+        self.text, self.every, self.windows, self.length = text, every, windows, length
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+
+    def due(self, step: int) -> bool:
+        """Whether so many steps are done."""
+        return (step + 1) % self.every == 0
+
+    def updated(self, step: int, network: nn.Module, batch: Batch) -> None:
+        """Take the loss in evaluation mode."""
+        self.steps.append(step + 1)
+        self.losses.append(held_out_loss(network, self.text, self.windows, self.length))
+
+    def reached(self, target: float) -> int | None:
+        """Return after how many steps a loss was first seen, or none."""
+        return next((step for step, loss in zip(self.steps, self.losses, strict=True) if loss <= target), None)
 
 
 @torch.no_grad()
