@@ -6,10 +6,13 @@ import shutil
 import subprocess
 import sys
 from importlib import metadata, resources
+from pathlib import Path
 
 import pytest
 
 from evenorm.kernels.environment import environment
+
+ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: str) -> str:
@@ -59,3 +62,41 @@ def test_one_openmp_runtime() -> None:
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert len(printed.split(",")) == 1
     assert "omp" in printed
+
+
+@pytest.mark.slow
+def test_installs_without_a_compiler(tmp_path: Path) -> None:
+    """The pure-Python kernels are what is left, and `evenorm env` says so."""
+    tree = tmp_path / "tree"
+    shutil.copytree(
+        ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "build", "*.so", "__pycache__", "tests", ".*_cache")
+    )
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run(
+        [*install, "--target", str(tmp_path / "installed"), str(tree)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "CC": "/no/such/compiler", "CXX": "/no/such/compiler"},
+    )
+    # The finder of an editable installation would come first.
+    script = (
+        "import sys, runpy;"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in type(f).__name__];"
+        "import evenorm, torch;"
+        "assert evenorm.BatchNorm2d(3)(torch.ones(2, 3, 4, 4)).sum() == 0;"
+        "print(evenorm.__file__);"
+        "sys.argv = ['evenorm', 'env', '--json'];"
+        "runpy.run_module('evenorm', run_name='__main__')"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+    ).stdout
+    file, said = printed.split("\n", 1)
+    assert file.startswith(str(tmp_path))
+    assert json.loads(said)["extension"] != "built"
