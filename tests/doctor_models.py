@@ -1,6 +1,6 @@
 """The same model in another dress: under other class names, and inside a larger one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -35,10 +35,8 @@ class Larger(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList([part])
         self.side = nn.Sequential(nn.Linear(4, 8, bias=False), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 1))
-        self.train(part.training)
-        modes = {id(m): m.training for m in part.modules()}
-        for module in self.modules():
-            module.training = modes.get(id(module), module.training)
+        self.side.train(part.training)
+        self.training = part.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         size = next(iter(self.side.parameters()))
@@ -60,8 +58,15 @@ def examined(specimen: Specimen, model: nn.Module, code: str) -> Examination:
     return monitor.examination(select=[code], **specimen.options(model))
 
 
-def dresses(specimen: Specimen) -> Iterator[tuple[str, nn.Module]]:
-    """The specimen's model as it is, embedded, and last renamed, which changes it."""
-    yield "as it is", specimen.model
-    yield "inside a larger model", Larger(specimen.model)
-    yield "renamed", renamed(specimen.model)
+DRESSES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "as it is": lambda model: model,
+    "inside a larger model": Larger,
+    "renamed": renamed,
+}
+
+
+def dressed(specimens: Callable[[], Iterator[Specimen]], code: str) -> Iterator[tuple[str, Examination]]:
+    """Every specimen, made anew for each dress, and what one rule says of it."""
+    for dress, put_on in DRESSES.items():
+        for specimen in specimens():
+            yield f"{specimen.about!r} {dress}", examined(specimen, put_on(specimen.model), code)

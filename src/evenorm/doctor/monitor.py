@@ -17,7 +17,7 @@ from evenorm.doctor.examine import judge
 from evenorm.doctor.inputs import tensors
 from evenorm.doctor.record import Forward, Record, SiteCall, Step
 from evenorm.doctor.rule import selected
-from evenorm.doctor.sites import Site, find_sites
+from evenorm.doctor.sites import Site, find_sites, versions
 from evenorm.doctor.subject import Subject
 from evenorm.doctor.trace import observed
 
@@ -65,12 +65,13 @@ class Monitor:
 
     def __enter__(self) -> Self:
         """Hang the hooks."""
-        self._started, self._counts = time.perf_counter(), self._versions()
+        self._started, self._counts = time.perf_counter(), versions(self.sites)
         hang = self._exits.callback
         hang(self.model.register_forward_pre_hook(self._enter).remove)
         hang(self.model.register_forward_hook(self._leave, always_call=True).remove)
         for site in self.sites:
             hang(site.module.register_forward_hook(self._noting(site), with_kwargs=True).remove)
+        hang(self.model.register_load_state_dict_post_hook(self._loaded).remove)
         if self.optimizer is not None:
             hang(self.optimizer.register_step_post_hook(self._stepped).remove)
         return self
@@ -107,15 +108,18 @@ class Monitor:
         return judge(subject, selected(select, ignore), {})
 
     def _enter(self, model: nn.Module, args: Any) -> None:
-        self._outer = len(self.record.tail.forwards)
-        self.record.tail.forwards.append(Forward(model.training, torch.is_grad_enabled()))
+        forwards = self.record.tail.forwards
+        pending = any(forward.gradients and not forward.backward for forward in forwards)
+        self._outer = len(forwards)
+        forwards.append(Forward(model.training, torch.is_grad_enabled(), pending))
 
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
         forward = self.record.tail.forwards[-1] if self.record.tail.forwards else None
         self._outer = None
-        ends = [y for y in tensors(output) if y.requires_grad]
-        if forward is not None and ends:
-            ends[0].register_hook(_marking(forward))
+        if forward is not None:
+            for y in tensors(output):
+                if y.requires_grad:
+                    y.register_hook(_marking(forward))
 
     def _noting(self, site: Site) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -126,7 +130,12 @@ class Monitor:
             gradients = torch.is_grad_enabled()
             if self._outer is not None and self._outer < len(step.forwards):
                 gradients = step.forwards[self._outer].gradients
-            step.calls.append(SiteCall(site.path, tuple(x.shape), module.training, gradients, self._outer, recomputed))
+            step.calls.append(
+                SiteCall(
+                    *(site.path, tuple(x.shape), module.training, site.momentum),
+                    *(gradients, self._outer, recomputed),
+                )
+            )
             if self._detailed:
                 begun = time.perf_counter()
                 step.details.append(observed(site, x.detach(), output, recomputed))
@@ -134,21 +143,15 @@ class Monitor:
 
         return note
 
+    def _loaded(self, model: nn.Module, keys: Any) -> None:
+        self.record.missing = (*self.record.missing, *keys.missing_keys)
+        self.record.unexpected = (*self.record.unexpected, *keys.unexpected_keys)
+
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.step()
 
-    def _versions(self) -> dict[str, int]:
-        """A number for each site that grows with every update of its statistics; reading it costs no transfer."""
-        numbers = {}
-        for site in self.sites:
-            counter = getattr(site.module, "num_batches_tracked", None)
-            counter = site.running_mean if counter is None else counter
-            if isinstance(counter, Tensor) and not counter.is_inference():
-                numbers[site.path] = counter._version
-        return numbers
-
     def _count(self, step: Step) -> None:
-        now = self._versions()
+        now = versions(self.sites)
         grown = {path: number - self._counts.get(path, number) for path, number in now.items()}
         step.updates = {path: updates for path, updates in grown.items() if updates}
         self._counts = now

@@ -17,11 +17,13 @@ class Forward:
     Attributes:
         training: the model's own mode.
         gradients: whether gradients were recorded.
+        pending: whether an earlier pass still waited for its gradients.
         backward: whether gradients have come back through its outputs.
     """
 
     training: bool
     gradients: bool
+    pending: bool
     backward: bool = False
 
 
@@ -32,7 +34,7 @@ class SiteCall:
     Attributes:
         path: of the site.
         shape: of the input.
-        training: the site's mode.
+        training, momentum: the site's mode and momentum.
         gradients: whether the pass that it belongs to recorded gradients.
         forward: which of the step's passes it belongs to; ``None`` if a part of the model was called by itself.
         recomputed: whether it happened in a backward pass (activation checkpointing).
@@ -41,6 +43,7 @@ class SiteCall:
     path: str
     shape: tuple[int, ...]
     training: bool
+    momentum: float | None
     gradients: bool
     forward: int | None
     recomputed: bool
@@ -67,10 +70,15 @@ class Step:
 
 @dataclass
 class Record:
-    """The steps in order; what followed the last one is the tail."""
+    """The steps in order; what followed the last one is the tail.
+
+    ``missing`` and ``unexpected`` are the keys that checkpoints lacked, or had in excess, that were loaded meanwhile.
+    """
 
     steps: list[Step] = field(default_factory=list)
     tail: Step = field(default_factory=Step)
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Step]:
         """All steps, and the tail."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from evenorm.doctor.behavior import Behavior, Kind, behavior
 from evenorm.layers.layer import Layer
 
-__all__ = ["Site", "find_sites"]
+__all__ = ["Site", "find_sites", "versions"]
 
 EPS_NAMES = ("eps", "variance_epsilon", "epsilon")
 
@@ -150,6 +150,20 @@ class Site:
 
     def __str__(self) -> str:
         return f"{self.label} at {self.path or 'the root'}"
+
+
+def versions(sites: Iterable[Site]) -> dict[str, int]:
+    """A number for each site that grows with every update of its statistics, by one where updates are counted.
+
+    Reading it costs no transfer from the device.
+    """
+    numbers = {}
+    for site in sites:
+        counter = getattr(site.module, "num_batches_tracked", None)
+        counter = site.running_mean if counter is None else counter
+        if isinstance(counter, Tensor) and not counter.is_inference():
+            numbers[site.path] = counter._version
+    return numbers
 
 
 def find_sites(model: nn.Module) -> tuple[Site, ...]:

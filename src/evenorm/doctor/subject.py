@@ -112,6 +112,16 @@ class Subject:
             self.notes.append(f"the model did not run this batch: {brief(found.failure)}")
         return found
 
+    @cached_property
+    def evaluation(self) -> Trace | None:
+        """One pass after ``eval()``, without gradients; ``None`` where the batch is missing or does not run."""
+        if self.inputs is None:
+            return None
+        with self.experiment() as model:
+            model.eval()
+            found = trace(model, self.inputs, self.sites)
+        return found if found.failure is None else None
+
     def answer(
         self, inputs: Inputs, prepare: Callable[[nn.Module], object] = nn.Module.eval, *, seed: int = 0
     ) -> list[Tensor] | None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from evenorm.doctor.inputs import Inputs, tensors
-from evenorm.doctor.sites import Site
+from evenorm.doctor.sites import Site, versions
 
 __all__ = ["Call", "FunctionalCall", "Trace", "observed", "trace"]
 
@@ -75,6 +75,7 @@ class Trace:
         calls: of sites, in order.
         functional: calls of torch's functions, in order.
         outputs: the model's floating-point outputs, detached.
+        updates: how often each site's running statistics moved; sites that did not move are left out.
         gradients: the norm of each parameter's gradient under a random cotangent; empty without a backward.
         failure: what the model raised.
     """
@@ -82,6 +83,7 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
     functional: list[FunctionalCall] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    updates: dict[str, int] = field(default_factory=dict)
     gradients: dict[str, float] = field(default_factory=dict)
     failure: Exception | None = None
 
@@ -93,7 +95,7 @@ class Trace:
 def trace(model: nn.Module, inputs: Inputs, sites: Sequence[Site], *, backward: bool = False) -> Trace:
     """Run the model in the modes that it stands in. The caller restores it."""
     found = Trace()
-    phase = {"backward": False}
+    phase, before = {"backward": False}, versions(sites)
     with recording(found, model, sites, phase), torch.compiler.set_stance("force_eager"):
         try:
             with torch.set_grad_enabled(backward):
@@ -104,6 +106,8 @@ def trace(model: nn.Module, inputs: Inputs, sites: Sequence[Site], *, backward: 
                 found.gradients = _gradients(model, answer)
         except Exception as failure:
             found.failure = failure
+    grown = {path: number - before.get(path, number) for path, number in versions(sites).items()}
+    found.updates = {path: updates for path, updates in grown.items() if updates}
     return found
 
 

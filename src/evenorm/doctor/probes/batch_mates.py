@@ -66,6 +66,8 @@ def _change(whole: list[Tensor], part: list[Tensor], samples: int, kept: int) ->
         if a.dim() and b.dim() and a.shape[0] == samples and b.shape[0] == kept and a.shape[1:] == b.shape[1:]:
             half |= a.dtype in (torch.float16, torch.bfloat16)
             first, second = a[:kept].double(), b.double()
+            if not (first.isfinite().all() and second.isfinite().all()):
+                continue
             size = float(first.square().mean().sqrt())
             changes.append(float((first - second).abs().max()) / size if size else 0.0)
     return BatchMates(max(changes), TOLERANCE_HALF if half else TOLERANCE) if changes else None
