@@ -170,7 +170,7 @@ function parameters(scene, act) {
   const place = $("#parameters");
   $("#affine-details").hidden = !count;
   const rest = count > shown ? ` The first ${shown} of ${count} have fields.` : "";
-  $("#affine-help").textContent = `One for each of ${made.affine.join(" ")}.${rest}${made.biasless ? " This normalizer has no β." : ""}`;
+  $("#affine-help").textContent = `They lie on ${made.affine.join(" ")}: ${count} of each.${rest}${made.biasless ? " There is no β." : ""}`;
   const kinds = [["weight", "γ"], ...(made.biasless ? [] : [["bias", "β"]])];
   rebuilt(place, `${kinds} ${shown}`, () =>
     kinds.map(([kind, letter]) =>

@@ -53,7 +53,7 @@ function attempt(wanted) {
     $("#fault").textContent = said.pattern;
     $("#shape-fault").textContent = said.shape;
     $("#pattern").setAttribute("aria-invalid", said.pattern !== "");
-    document.body.classList.toggle("stale", said.pattern + said.shape !== "");
+    $("#stale").hidden = said.pattern + said.shape === "";
   }
 }
 
@@ -78,10 +78,12 @@ function light() {
   cells.highlight($("#cells"), sharing, shown, chosen);
   const row = shared.of[shown];
   const others = scene.counts[row] - 1;
-  const source = scene.evaluating ? `the running mean ${fixed(scene.statistics.mean[row])} and variance ${fixed(scene.statistics.variance[row])}` : `mean ${fixed(scene.statistics.mean[row])} and variance ${fixed(scene.statistics.variance[row])}`;
+  const [mean, variance] = [scene.statistics.mean[row], scene.statistics.variance[row]].map((value) => fixed(value));
+  const statistics = scene.made.centered ? `mean ${mean} and variance ${variance}` : `mean square ${variance}`;
+  const source = `${scene.evaluating ? "the running " : ""}${statistics}`;
   $("#group").replaceChildren(
     html("strong", {}, cells.called(scene, shown)),
-    ` is in group ${letters(row)}. With ${plural(others, "other element")} it shares ${source}.`,
+    others ? ` is in group ${letters(row)}. With ${plural(others, "other element")} it shares ${source}.` : ` is alone in group ${letters(row)}: ${source}.`,
   );
 }
 
@@ -103,9 +105,9 @@ function drawBlock() {
 }
 
 function drawGroups() {
-  const { shared, counts, statistics, shape } = scene;
+  const { shared, counts, statistics, shape, made } = scene;
   const firsts = [...counts.keys()].map((row) => shared.of.indexOf(row));
-  const head = ["group", "first element", "elements", "mean", "variance"];
+  const head = ["group", `first element (${scene.axes.join(" ")})`, "elements", "mean", made.centered ? "variance" : "mean square"];
   const rows = firsts.map((first, row) =>
     html(
       "tr",
@@ -143,6 +145,7 @@ function drawRunning() {
 function draw() {
   controls.show(scene, state, act);
   const { made } = scene;
+  $("#about").textContent = NORMALIZERS[scene.state.norm].about;
   $("#sentence").replaceChildren(...sentence(made, scene.state.momentum).map((part) => html("span", {}, part)));
   drawBlock();
   $("#cells").replaceChildren(...cells.tables(scene, choose, point));

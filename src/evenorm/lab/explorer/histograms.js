@@ -1,7 +1,7 @@
 // Before and after: how the values are spread, all of them and those of one group.
 
 import { letters, fixed } from "explorer/numbers";
-import { Plot, interval } from "explorer/plot";
+import { Plot, interval, ticks } from "explorer/plot";
 
 const BINS = 28;
 
@@ -23,7 +23,9 @@ function histogram(place, values, mine, name, letter) {
   const [all, group] = [binned(values, x), binned(mine, x)];
   const { mean, deviation } = spread(mine);
   const text = `Histogram of ${name}. All values: mean ${fixed(spread(values).mean)}, standard deviation ${fixed(spread(values).deviation)}. Group ${letter}: mean ${fixed(mean)}, standard deviation ${fixed(deviation)}.`;
-  const plot = new Plot(place, { x, y: [0, Math.max(...all) * 1.12], xLabel: name, yLabel: "values", text, height: 210 });
+  const y = [0, Math.max(...all) * 1.12];
+  const yTicks = ticks(y, 5).filter(({ value }) => Number.isInteger(value));
+  const plot = new Plot(place, { x, y, xLabel: name, yLabel: "values", text, height: 210, yTicks });
   const width = (plot.area.right - plot.area.left) / BINS;
   const bars = (counts, kind) =>
     counts.forEach((count, k) => {
@@ -34,8 +36,7 @@ function histogram(place, values, mine, name, letter) {
   bars(all, "all");
   bars(group, "mine");
   plot.upright(mean, { class: "mean" });
-  const y = plot.area.top + 6;
-  plot.line([[mean - deviation, 0], [mean + deviation, 0]], { class: "mean", transform: `translate(0 ${y - plot.at.y(0)})` });
+  plot.line([[mean - deviation, y[1] * 0.97], [mean + deviation, y[1] * 0.97]], { class: "mean" });
   place.nextElementSibling.textContent = `Group ${letter}: mean ${fixed(mean)}, standard deviation ${fixed(deviation)}. All: ${fixed(spread(values).mean)}, ${fixed(spread(values).deviation)}.`;
 }
 

@@ -5,12 +5,15 @@ import { Plot, interval } from "explorer/plot";
 import { unravel } from "explorer/scene";
 
 const MOST_VALUES = 12;
+// Pixels that the name of a value takes.
+const NAME = 46;
 
 /** Draw the sample's values; returns how far its output moves, in the draws and by the shift. */
 export function draw(place, scene) {
   const { draws, moved, mine, sample } = scene.batchmates();
   const first = mine * sample;
-  const shown = Array.from({ length: Math.min(sample, MOST_VALUES) }, (_, k) => first + Math.floor((k * sample) / Math.min(sample, MOST_VALUES)));
+  const many = Math.min(sample, MOST_VALUES, Math.max(1, Math.floor((place.clientWidth || 480) / NAME)));
+  const shown = Array.from({ length: many }, (_, k) => first + Math.floor((k * sample) / many));
   const outputs = draws.map((batch) => scene.normalized(batch).y);
   const shifted = scene.normalized(moved).y;
   const whole = Array.from({ length: sample }, (_, k) => first + k);
@@ -25,7 +28,7 @@ export function draw(place, scene) {
   shown.forEach((element, k) => {
     const x = plot.at.x(k);
     outputs.forEach((y) => plot.add("circle", { class: "drawn", cx: x, cy: plot.at.y(y[element]), r: 3.4 }));
-    plot.add("line", { class: "moved", x1: x - 9, x2: x + 9, y1: plot.at.y(shifted[element]), y2: plot.at.y(shifted[element]) });
+    if (scene.state.shift) plot.add("line", { class: "moved", x1: x - 9, x2: x + 9, y1: plot.at.y(shifted[element]), y2: plot.at.y(shifted[element]) });
     plot.add("circle", { class: "here", cx: x, cy: plot.at.y(scene.y[element]), r: 4 });
   });
   return far;

@@ -18,7 +18,7 @@ export const NORMALIZERS = {
     code: ({ shape }, options) => `BatchNorm${image(shape.length)}(${[shape[1], ...options]})`,
   },
   ghost: {
-    name: "GhostBatchNorm",
+    name: "Ghost\u200bBatchNorm",
     pattern: "(k [n=2]) c [...]",
     affine: "c",
     history: "c",
@@ -104,7 +104,7 @@ export const NORMALIZERS = {
     affine: "d",
     history: "",
     biasless: true,
-    eps: 1e-6,
+    eps: 1e-5,
     shape: [2, 3, 2, 4],
     about: "Queries or keys, each head of each token over its features. Henry et al., 2020.",
     code: ({ shape }, options) =>

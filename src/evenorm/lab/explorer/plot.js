@@ -28,7 +28,7 @@ export function interval(values, margin = 0.06) {
 
 /** An empty plot in a place; `at.x` and `at.y` turn values into pixels, `add` draws. */
 export class Plot {
-  constructor(place, { x, y, xLabel, yLabel, text, height = 220, xTicks = null }) {
+  constructor(place, { x, y, xLabel, yLabel, text, height = 220, xTicks = null, yTicks = null }) {
     this.width = place.clientWidth || 480;
     this.height = height;
     const { left, right, top, bottom } = MARGIN;
@@ -37,7 +37,7 @@ export class Plot {
     this.at = { x: scale(x, left, this.width - right), y: scale(y, height - bottom, top) };
     this.svg = svg("svg", { class: "plot", viewBox: `0 0 ${this.width} ${height}`, role: "img", "aria-label": text });
     place.replaceChildren(this.svg);
-    this.axes(xTicks ?? ticks(x, Math.max(3, this.width / 80)), ticks(y, 5), xLabel, yLabel);
+    this.axes(xTicks ?? ticks(x, Math.max(3, this.width / 80)), yTicks ?? ticks(y, 5), xLabel, yLabel);
   }
 
   axes(along, up, xLabel, yLabel) {

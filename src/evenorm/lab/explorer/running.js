@@ -64,5 +64,5 @@ export function meaning(momentum) {
   if (momentum === 1) return "Nothing is kept: the last batch alone is remembered.";
   const half = Math.log(0.5) / Math.log(1 - momentum);
   const updates = Math.ceil(Math.log(0.01) / Math.log(1 - momentum));
-  return `Half of what is remembered is forgotten after ${fixed(half, 1)} updates; of the initial 0 and 1, 1 % is left after ${updates}.`;
+  return `Half of what is remembered is forgotten after ${fixed(half, 1)} updates; of the initial 0 and 1, 1% is left after ${updates}.`;
 }

@@ -9,7 +9,7 @@ const MOST_ROWS = 12;
 
 const m = (text) => {
   const holder = document.createElement("template");
-  holder.innerHTML = `<math>${text}</math>`;
+  holder.innerHTML = `<math displaystyle="true">${text}</math>`;
   return holder.content.firstChild;
 };
 const sub = (name, index) => `<msub><mi>${name}</mi><mi>${index}</mi></msub>`;
@@ -18,10 +18,10 @@ const SUM = "<mo>∑</mo>";
 const DEVIATION = "<mrow><mo>(</mo><mi>x</mi><mo>−</mo><mi>μ</mi><mo>)</mo></mrow>";
 const over = (top, bottom) => `<mfrac><mrow>${top}</mrow><mrow>${bottom}</mrow></mfrac>`;
 const n = (value, digits) => {
-  const text = fixed(value, digits);
-  return text.startsWith("−") ? `<mrow><mo>(</mo><mo>−</mo><mn>${text.slice(1)}</mn><mo>)</mo></mrow>` : `<mn>${text}</mn>`;
+  const text = `<mn>${fixed(value, digits)}</mn>`;
+  return value < 0 ? `<mrow><mo>(</mo>${text}<mo>)</mo></mrow>` : text;
 };
-const result = (value) => `<mn class="result">${fixed(value).replace("−", "&#8722;")}</mn>`;
+const result = (value) => `<mn class="result">${fixed(value)}</mn>`;
 
 /** What the steps speak of: the elements that share with the chosen one, and its numbers. */
 function numbers(scene) {
@@ -46,7 +46,7 @@ function numbers(scene) {
 /** The statistics of this batch, a step each. */
 function fromBatch({ made, training }, { sum, count, mean, squares, variance }) {
   const kept = training
-    ? `For the running average the variance is divided by ${count} − 1 instead: ${fixed(squares / Math.max(count - 1, 1))}.`
+    ? `For the running average the variance is divided by ${count} − 1 instead: ${fixed(squares / Math.max(count - 1, 1))}.`
     : null;
   const spread = made.centered ? over(`${SUM}<msup>${DEVIATION}<mn>2</mn></msup>`, "<mi>m</mi>") : over(`${SUM}<msup><mi>x</mi><mn>2</mn></msup>`, "<mi>m</mi>");
   const square = [made.centered ? "Variance" : "Mean square", `${SIGMA2}<mo>=</mo>${spread}<mo>=</mo>${over(n(squares), `<mn>${count}</mn>`)}<mo>=</mo>${result(variance)}`, "square", kept];
@@ -77,12 +77,12 @@ function steps(scene, found) {
   const all = [
     ...(evaluating ? fromHistory(scene, found) : fromBatch(scene, found)),
     ["Reciprocal root", `<mi>r</mi><mo>=</mo>${over("<mn>1</mn>", `<msqrt>${SIGMA2}<mo>+</mo><mi>ε</mi></msqrt>`)}<mo>=</mo>${over("<mn>1</mn>", `<msqrt>${n(variance)}<mo>+</mo><mn>${general(made.eps)}</mn></msqrt>`)}<mo>=</mo>${result(rstd)}`, "deviation"],
-    ["Normalize", `${hat}<mo>=</mo>${DEVIATION}<mo>·</mo><mi>r</mi><mo>=</mo>${n(mine.deviation)}<mo>·</mo>${n(rstd)}<mo>=</mo>${result(mine.xHat)}`, "hat"],
+    ["Normalize", `${hat}<mo>=</mo>${made.centered ? DEVIATION : "<mi>x</mi>"}<mo>·</mo><mi>r</mi><mo>=</mo>${n(mine.deviation)}<mo>·</mo>${n(rstd)}<mo>=</mo>${result(mine.xHat)}`, "hat"],
   ];
   if (parameters.weight) {
     const shift = parameters.bias ? `<mo>+</mo>${sub("β", index)}` : "";
     const shifted = parameters.bias ? `<mo>+</mo>${n(mine.beta)}` : "";
-    all.push(["Scale and shift", `<mi>y</mi><mo>=</mo>${sub("γ", index)}<mo>·</mo>${hat}${shift}<mo>=</mo>${n(mine.gamma)}<mo>·</mo>${n(mine.xHat)}${shifted}<mo>=</mo>${result(mine.y)}`, "y"]);
+    all.push([parameters.bias ? "Scale and shift" : "Scale", `<mi>y</mi><mo>=</mo>${sub("γ", index)}<mo>·</mo>${hat}${shift}<mo>=</mo>${n(mine.gamma)}<mo>·</mo>${n(mine.xHat)}${shifted}<mo>=</mo>${result(mine.y)}`, "y"]);
   }
   return all;
 }
@@ -92,13 +92,15 @@ function table(scene, { lines, count, sum, squares, mine }) {
   const at = lines.indexOf(mine);
   const start = Math.max(0, Math.min(at - Math.floor(MOST_ROWS / 2), count - MOST_ROWS));
   const shown = count <= MOST_ROWS ? lines : lines.slice(start, start + MOST_ROWS);
+  const { centered } = scene.made;
   const columns = [
-    ["x", "x", (line) => line.x, sum],
+    ["x", "x", (line) => line.x, centered ? sum : null],
     ["deviation", "x − μ", (line) => line.deviation, null],
-    ["square", "(x − μ)²", (line) => line.square, squares],
+    ["square", centered ? "(x − μ)²" : "x²", (line) => line.square, squares],
     ["hat", "x̂", (line) => line.xHat, null],
     ["y", "y", (line) => line.y, null],
-  ];
+  ].filter(([name]) => (centered || name !== "deviation") && !(scene.evaluating && name === "square"));
+  const totals = html("tr", {}, html("th", { scope: "row" }, `∑ of ${count}`), columns.map(([name, , , total]) => html("td", { class: name }, total === null ? "" : fixed(total, 2))));
   const rows = shown.map((line) =>
     html(
       "tr",
@@ -113,7 +115,7 @@ function table(scene, { lines, count, sum, squares, mine }) {
     html("caption", {}, `Group ${letters(scene.shared.of[mine.element])}, m = ${count}${count > shown.length ? `; ${shown.length} of them shown` : ""}`),
     html("thead", {}, html("tr", {}, html("th", { scope: "col" }, scene.axes.join(" ")), columns.map(([name, head]) => html("th", { scope: "col", class: name }, head)))),
     html("tbody", {}, rows),
-    html("tfoot", {}, html("tr", {}, html("th", { scope: "row" }, `∑ of ${count}`), columns.map(([name, , , total]) => html("td", { class: name }, total === null ? "" : fixed(total, 2))))),
+    scene.evaluating ? null : html("tfoot", {}, totals),
   );
 }
 
