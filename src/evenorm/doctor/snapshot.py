@@ -58,7 +58,10 @@ class Snapshot:
             (container.extend if isinstance(container, list) else container.update)(content)
         for tensor, value, requires_grad, grad in self._tensors.values():
             # .data: a graph that the caller has not differentiated yet must not see a new version.
-            tensor.data.copy_(value)
+            if (tensor.dtype, tensor.shape, tensor.device) != (value.dtype, value.shape, value.device):
+                tensor.data = value.clone()
+            else:
+                tensor.data.copy_(value)
             if tensor.is_leaf:
                 tensor.requires_grad_(requires_grad)
                 tensor.grad = grad
