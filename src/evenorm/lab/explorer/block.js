@@ -18,16 +18,28 @@ function faces(shape) {
   const cells = [];
   for (let r = 0; r < down; r++) {
     for (let a = 0; a < across; a++) {
-      cells.push(["front", flat(0, a, r), [corner(a, r, 0), corner(a + 1, r, 0), corner(a + 1, r + 1, 0), corner(a, r + 1, 0)]]);
+      cells.push([
+        "front",
+        flat(0, a, r),
+        [corner(a, r, 0), corner(a + 1, r, 0), corner(a + 1, r + 1, 0), corner(a, r + 1, 0)],
+      ]);
     }
   }
   for (let d = depth - 1; d >= 0; d--) {
     for (let a = 0; a < across; a++) {
-      cells.push(["top", flat(d, a, 0), [corner(a, 0, d), corner(a + 1, 0, d), corner(a + 1, 0, d + 1), corner(a, 0, d + 1)]]);
+      cells.push([
+        "top",
+        flat(d, a, 0),
+        [corner(a, 0, d), corner(a + 1, 0, d), corner(a + 1, 0, d + 1), corner(a, 0, d + 1)],
+      ]);
     }
     for (let r = 0; r < down; r++) {
       const a = across - 1;
-      cells.push(["side", flat(d, a, r), [corner(across, r, d), corner(across, r, d + 1), corner(across, r + 1, d + 1), corner(across, r + 1, d)]]);
+      cells.push([
+        "side",
+        flat(d, a, r),
+        [corner(across, r, d), corner(across, r, d + 1), corner(across, r + 1, d + 1), corner(across, r + 1, d)],
+      ]);
     }
   }
   return cells;
@@ -55,7 +67,12 @@ export function block(shape, { size, names = null }) {
     label(names.across, left + (across * size) / 2, top + down * size + 18);
     label(names.down, left - 8, top + (down * size) / 2 + 4, "end");
     const middle = depth / 2;
-    label(names.depth, left + (across + middle * SLANT.x) * size + 9, top + (down + middle * SLANT.y) * size + 14, "start");
+    label(
+      names.depth,
+      left + (across + middle * SLANT.x) * size + 9,
+      top + (down + middle * SLANT.y) * size + 14,
+      "start",
+    );
   }
   return drawing;
 }

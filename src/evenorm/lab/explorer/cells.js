@@ -5,11 +5,20 @@ import { fixed, letters } from "explorer/numbers";
 import { placed } from "explorer/block";
 import { unravel } from "explorer/scene";
 
-const MOVES = { ArrowLeft: [0, 0, -1], ArrowRight: [0, 0, 1], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0], PageUp: [-1, 0, 0], PageDown: [1, 0, 0] };
+const MOVES = {
+  ArrowLeft: [0, 0, -1],
+  ArrowRight: [0, 0, 1],
+  ArrowUp: [0, -1, 0],
+  ArrowDown: [0, 1, 0],
+  PageUp: [-1, 0, 0],
+  PageDown: [1, 0, 0],
+};
 
 /** What an element is called: 'n 0, c 1, h 0, w 2'. */
 export function called(scene, element) {
-  return unravel(element, scene.shape).map((index, axis) => `${scene.axes[axis]} ${index}`).join(", ");
+  return unravel(element, scene.shape)
+    .map((index, axis) => `${scene.axes[axis]} ${index}`)
+    .join(", ");
 }
 
 /** A value as it stands in a cell. */
@@ -28,7 +37,12 @@ export function tables(scene, choose, point) {
     const value = `x ${fixed(scene.x[element], 2)}, y ${fixed(scene.y[element], 2)}, group ${letters(scene.shared.of[element])}`;
     return html(
       "td",
-      { "data-element": element, "data-place": `${d} ${a} ${r}`, tabindex: -1, "aria-label": `${called(scene, element)}: ${value}` },
+      {
+        "data-element": element,
+        "data-place": `${d} ${a} ${r}`,
+        tabindex: -1,
+        "aria-label": `${called(scene, element)}: ${value}`,
+      },
       inside(scene, element),
     );
   };

@@ -28,7 +28,9 @@ export function connect({ act, choose, state }) {
   for (const name of ["mean", "spread", "differ", "updates", "shift"]) {
     $(`#${name}`).addEventListener("input", ({ target }) => act({ [name]: Number(target.value) }));
   }
-  $("#eps-range").addEventListener("input", ({ target }) => act({ eps: Number((10 ** Number(target.value)).toPrecision(2)) }));
+  $("#eps-range").addEventListener("input", ({ target }) =>
+    act({ eps: Number((10 ** Number(target.value)).toPrecision(2)) }),
+  );
   typed(form.elements.eps, (value) => value >= 0 && value <= 100 && act({ eps: value }));
   const momentum = (value) => value >= 0 && value <= 1 && act({ momentum: Number(value.toPrecision(8)) });
   $("#momentum-range").addEventListener("input", ({ target }) => momentum(Number(target.value)));
@@ -81,13 +83,15 @@ function put(field, value) {
 export function show(scene, state, act) {
   const { made } = scene;
   const form = $("#controls");
-  for (const radio of document.querySelectorAll('input[type="radio"]')) radio.checked = state[radio.name] === radio.value;
+  for (const radio of document.querySelectorAll('input[type="radio"]'))
+    radio.checked = state[radio.name] === radio.value;
   for (const name of ["pattern", "affine", "history"]) put(form.elements[name], state[name]);
   form.elements.centered.checked = state.centered;
   $("select[name=motion]").value = state.motion;
   for (const name of ["mean", "spread", "differ", "updates", "shift"]) {
     put($(`#${name}`), state[name]);
-    $(`output[for=${name}]`).textContent = name === "updates" ? state.updates : name === "shift" ? `${fixed(state.shift, 1)} σ` : fixed(state[name], 2);
+    $(`output[for=${name}]`).textContent =
+      name === "updates" ? state.updates : name === "shift" ? `${fixed(state.shift, 1)} σ` : fixed(state[name], 2);
   }
   put($("#eps-range"), Math.log10(Math.max(state.eps, LEAST_EPS)));
   $("#eps-range").setAttribute("aria-valuetext", general(state.eps));
@@ -130,15 +134,39 @@ function steppers({ axes, made, state }, act) {
   const shape = state.shape;
   // Handlers outlive the state in which they were made: they read the fields.
   const now = () => [...place.querySelectorAll("input")].map((field) => Number(field.value));
-  const whole = (value) => (Number.isInteger(value) && value >= 1 && value <= LONGEST_AXIS ? act({ shape: now() }) : false);
+  const whole = (value) =>
+    Number.isInteger(value) && value >= 1 && value <= LONGEST_AXIS ? act({ shape: now() }) : false;
   rebuilt(place, `${axes} ${open}`, () => [
     ...axes.map((name, axis) =>
-      html("label", {}, axis === 0 && axes.length > 1 ? `batch size ${name}` : `${name}`, numberField({ min: 1, max: LONGEST_AXIS, value: shape[axis] }, whole)),
+      html(
+        "label",
+        {},
+        axis === 0 && axes.length > 1 ? `batch size ${name}` : `${name}`,
+        numberField({ min: 1, max: LONGEST_AXIS, value: shape[axis] }, whole),
+      ),
     ),
     ...(open
       ? [
-          html("button", { type: "button", "aria-label": "one axis fewer", disabled: shape.length <= Math.max(least, 1), onclick: () => act({ shape: now().slice(0, -1) }) }, "−"),
-          html("button", { type: "button", "aria-label": "one axis more", disabled: shape.length >= MOST_AXES, onclick: () => act({ shape: [...now(), 2] }) }, "+"),
+          html(
+            "button",
+            {
+              type: "button",
+              "aria-label": "one axis fewer",
+              disabled: shape.length <= Math.max(least, 1),
+              onclick: () => act({ shape: now().slice(0, -1) }),
+            },
+            "−",
+          ),
+          html(
+            "button",
+            {
+              type: "button",
+              "aria-label": "one axis more",
+              disabled: shape.length >= MOST_AXES,
+              onclick: () => act({ shape: [...now(), 2] }),
+            },
+            "+",
+          ),
         ]
       : []),
   ]);
@@ -156,10 +184,16 @@ function sizes({ made, state }, act) {
   };
   rebuilt(place, sized.map(({ name }) => name).join(), () =>
     sized.map(({ name }) =>
-      html("label", {}, state.norm === "ghost" ? "ghost batch" : state.norm === "group" ? "groups" : name, numberField({ min: 1, max: LONGEST_AXIS, "data-name": name }, resize(name))),
+      html(
+        "label",
+        {},
+        state.norm === "ghost" ? "ghost batch" : state.norm === "group" ? "groups" : name,
+        numberField({ min: 1, max: LONGEST_AXIS, "data-name": name }, resize(name)),
+      ),
     ),
   );
-  for (const field of place.querySelectorAll("input")) put(field, sized.find(({ name }) => name === field.dataset.name).size);
+  for (const field of place.querySelectorAll("input"))
+    put(field, sized.find(({ name }) => name === field.dataset.name).size);
 }
 
 /** Fields for γ and β, and what can be undone with them. */
@@ -170,7 +204,8 @@ function parameters(scene, act) {
   const place = $("#parameters");
   $("#affine-details").hidden = !count;
   const rest = count > shown ? ` The first ${shown} of ${count} have fields.` : "";
-  $("#affine-help").textContent = `They lie on ${made.affine.join(" ")}: ${count} of each.${rest}${made.biasless ? " There is no β." : ""}`;
+  $("#affine-help").textContent =
+    `They lie on ${made.affine.join(" ")}: ${count} of each.${rest}${made.biasless ? " There is no β." : ""}`;
   const kinds = [["weight", "γ"], ...(made.biasless ? [] : [["bias", "β"]])];
   rebuilt(place, `${kinds} ${shown}`, () =>
     kinds.map(([kind, letter]) =>
@@ -178,24 +213,39 @@ function parameters(scene, act) {
         "div",
         { class: "fields", role: "group", "aria-label": letter },
         Array.from({ length: shown }, (_, i) =>
-          html("label", {}, html("span", {}, letter, html("sub", {}, `${i}`)), numberField({ step: 0.1, "data-kind": kind }, () => act({ [kind]: values(kind) }))),
+          html(
+            "label",
+            {},
+            html("span", {}, letter, html("sub", {}, `${i}`)),
+            numberField({ step: 0.1, "data-kind": kind }, () => act({ [kind]: values(kind) })),
+          ),
         ),
       ),
     ),
   );
   const values = (kind) => [...place.querySelectorAll(`[data-kind=${kind}]`)].map((field) => Number(field.value));
   for (const [kind] of kinds) {
-    place.querySelectorAll(`[data-kind=${kind}]`).forEach((field, i) => put(field, Number(given[kind][i].toPrecision(5))));
+    place
+      .querySelectorAll(`[data-kind=${kind}]`)
+      .forEach((field, i) => put(field, Number(given[kind][i].toPrecision(5))));
   }
   const undo = undoing(scene);
   $("#undo").disabled = undo === null;
-  $("#undo").title = undo ? "γ = √(σ² + ε), β = μ" : "Only where γ and β lie on what the statistics lie on, and there is a β.";
+  $("#undo").title = undo
+    ? "γ = √(σ² + ε), β = μ"
+    : "Only where γ and β lie on what the statistics lie on, and there is a β.";
   $("#undo").onclick = () => act(undo);
 }
 
 /** γ = √(σ² + ε), β = μ give x back; null where they do not lie on the statistics. */
 function undoing({ layout: lying, shared, statistics, made, parameters: given }) {
-  if (!given.weight || !given.bias || shared.size !== lying.parameters.size || shared.of.some((row, i) => row !== lying.parameters.of[i])) return null;
+  if (
+    !given.weight ||
+    !given.bias ||
+    shared.size !== lying.parameters.size ||
+    shared.of.some((row, i) => row !== lying.parameters.of[i])
+  )
+    return null;
   return {
     weight: [...statistics.variance].map((variance) => Number(Math.sqrt(variance + made.eps).toPrecision(8))),
     bias: [...statistics.mean].map((mean) => Number(mean.toPrecision(8))),

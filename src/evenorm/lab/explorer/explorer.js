@@ -83,7 +83,9 @@ function light() {
   const source = `${scene.evaluating ? "the running " : ""}${statistics}`;
   $("#group").replaceChildren(
     html("strong", {}, cells.called(scene, shown)),
-    others ? ` is in group ${letters(row)}. With ${plural(others, "other element")} it shares ${source}.` : ` is alone in group ${letters(row)}: ${source}.`,
+    others
+      ? ` is in group ${letters(row)}. With ${plural(others, "other element")} it shares ${source}.`
+      : ` is alone in group ${letters(row)}: ${source}.`,
   );
 }
 
@@ -100,24 +102,48 @@ function drawBlock() {
   picture.addEventListener("pointerleave", () => point(null));
   picture.addEventListener("click", (event) => element(event) !== null && choose(element(event)));
   picture.setAttribute("role", "img");
-  picture.setAttribute("aria-label", `The tensor of shape ${shape.join(" × ")} as a block; the tables below hold every element.`);
+  picture.setAttribute(
+    "aria-label",
+    `The tensor of shape ${shape.join(" × ")} as a block; the tables below hold every element.`,
+  );
   $("#block").replaceChildren(picture);
 }
 
 function drawGroups() {
   const { shared, counts, statistics, shape, made } = scene;
   const firsts = [...counts.keys()].map((row) => shared.of.indexOf(row));
-  const head = ["group", `first element (${scene.axes.join(" ")})`, "elements", "mean", made.centered ? "variance" : "mean square"];
+  const head = [
+    "group",
+    `first element (${scene.axes.join(" ")})`,
+    "elements",
+    "mean",
+    made.centered ? "variance" : "mean square",
+  ];
   const rows = firsts.map((first, row) =>
     html(
       "tr",
       {},
       html("th", { scope: "row" }, letters(row)),
-      [unravel(first, shape).join(" "), counts[row], fixed(statistics.mean[row]), fixed(statistics.variance[row])].map((text) => html("td", {}, `${text}`)),
+      [unravel(first, shape).join(" "), counts[row], fixed(statistics.mean[row]), fixed(statistics.variance[row])].map(
+        (text) => html("td", {}, `${text}`),
+      ),
     ),
   );
   $("#groups").replaceChildren(
-    html("table", { class: "groups" }, html("thead", {}, html("tr", {}, head.map((text) => html("th", { scope: "col" }, text)))), html("tbody", {}, rows)),
+    html(
+      "table",
+      { class: "groups" },
+      html(
+        "thead",
+        {},
+        html(
+          "tr",
+          {},
+          head.map((text) => html("th", { scope: "col" }, text)),
+        ),
+      ),
+      html("tbody", {}, rows),
+    ),
   );
 }
 
@@ -156,7 +182,8 @@ function draw() {
   drawRunning();
   drawMates();
   const evaluation = scene.evaluating ? "\nlayer.eval()" : "";
-  $("#code").textContent = `layer = ${code(scene.state, made)}${evaluation}\ny = layer(x)  # x of shape (${scene.shape.join(", ")})`;
+  $("#code").textContent =
+    `layer = ${code(scene.state, made)}${evaluation}\ny = layer(x)  # x of shape (${scene.shape.join(", ")})`;
 }
 
 function play() {

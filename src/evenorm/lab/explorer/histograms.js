@@ -31,12 +31,24 @@ function histogram(place, values, mine, name, letter) {
     counts.forEach((count, k) => {
       if (!count) return;
       const top = plot.at.y(count);
-      plot.add("rect", { class: kind, x: plot.area.left + k * width + 0.75, y: top, width: width - 1.5, height: plot.area.bottom - top });
+      plot.add("rect", {
+        class: kind,
+        x: plot.area.left + k * width + 0.75,
+        y: top,
+        width: width - 1.5,
+        height: plot.area.bottom - top,
+      });
     });
   bars(all, "all");
   bars(group, "mine");
   plot.upright(mean, { class: "mean" });
-  plot.line([[mean - deviation, y[1] * 0.97], [mean + deviation, y[1] * 0.97]], { class: "mean" });
+  plot.line(
+    [
+      [mean - deviation, y[1] * 0.97],
+      [mean + deviation, y[1] * 0.97],
+    ],
+    { class: "mean" },
+  );
   place.nextElementSibling.textContent = `Group ${letter}: mean ${fixed(mean)}, standard deviation ${fixed(deviation)}. All: ${fixed(spread(values).mean)}, ${fixed(spread(values).deviation)}.`;
 }
 

@@ -13,6 +13,7 @@ function filled(element, attributes, children) {
 
 export const html = (name, attributes = {}, ...children) => filled(document.createElement(name), attributes, children);
 
-export const svg = (name, attributes = {}, ...children) => filled(document.createElementNS(SVG, name), attributes, children);
+export const svg = (name, attributes = {}, ...children) =>
+  filled(document.createElementNS(SVG, name), attributes, children);
 
 export const $ = (selector, root = document) => root.querySelector(selector);

@@ -48,7 +48,8 @@ export const NORMALIZERS = {
     biasless: true,
     eps: 2 ** -23,
     shape: [4, 3, 6],
-    about: "Each token over its features, divided by its root mean square; no mean is subtracted. Zhang & Sennrich, 2019.",
+    about:
+      "Each token over its features, divided by its root mean square; no mean is subtracted. Zhang & Sennrich, 2019.",
     code: ({ shape }, options) => `RMSNorm(${[shape.at(-1), ...options]})`,
   },
   instance: {
@@ -123,7 +124,11 @@ export const NORMALIZERS = {
 };
 
 const names = (text) => text.split(/\s+/).filter(Boolean);
-const unsized = (text) => text.replaceAll(/\s*=\s*\d+/g, "").replaceAll(/\s+/g, " ").trim();
+const unsized = (text) =>
+  text
+    .replaceAll(/\s*=\s*\d+/g, "")
+    .replaceAll(/\s+/g, " ")
+    .trim();
 
 /** The normalizer whose sentence this is, sizes aside; `free` where it is none of the table's. */
 export function recognized({ pattern, centered, affine, history }) {
@@ -155,7 +160,10 @@ export function normalizer(state) {
   for (const name of made.history) {
     if (!kept.includes(name)) {
       const keeps = kept.join(", ") || "nothing";
-      throw new PatternError(`the history lies on '${name}', which the pattern does not keep; it keeps ${keeps}`, pattern.text);
+      throw new PatternError(
+        `the history lies on '${name}', which the pattern does not keep; it keeps ${keeps}`,
+        pattern.text,
+      );
     }
   }
   for (const name of made.affine) {
@@ -169,7 +177,8 @@ export function normalizer(state) {
 
 /** The sentence in words, as evenorm prints a recipe. */
 export function sentence({ pattern, centered, affine, history, eps }, momentum) {
-  const average = momentum === null ? "the average of all batches" : `a running average (momentum ${general(momentum)})`;
+  const average =
+    momentum === null ? "the average of all batches" : `a running average (momentum ${general(momentum)})`;
   return [
     pattern.text,
     centered ? "centered" : "not centered",

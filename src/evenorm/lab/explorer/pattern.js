@@ -115,7 +115,8 @@ export class Pattern {
   }
 
   fault(message, name = null) {
-    const found = name === null ? null : new RegExp(`(?<![\\p{L}\\p{N}_.])${name}(?![\\p{L}\\p{N}_.])`, "u").exec(this.text);
+    const found =
+      name === null ? null : new RegExp(`(?<![\\p{L}\\p{N}_.])${name}(?![\\p{L}\\p{N}_.])`, "u").exec(this.text);
     return new PatternError(message, this.text, found ? found.index : null);
   }
 }

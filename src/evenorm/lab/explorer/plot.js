@@ -22,7 +22,8 @@ export function ticks([low, high], about) {
 export function interval(values, margin = 0.06) {
   const finite = values.filter(Number.isFinite);
   const [low, high] = finite.length ? [Math.min(...finite), Math.max(...finite)] : [0, 1];
-  const room = high - low > 1e-9 * Math.max(1, Math.abs(high)) ? margin * (high - low) : Math.max(0.5, 0.1 * Math.abs(high));
+  const room =
+    high - low > 1e-9 * Math.max(1, Math.abs(high)) ? margin * (high - low) : Math.max(0.5, 0.1 * Math.abs(high));
   return [low - room, high + room];
 }
 
@@ -33,7 +34,10 @@ export class Plot {
     this.height = height;
     const { left, right, top, bottom } = MARGIN;
     this.area = { left, right: this.width - right, top, bottom: height - bottom };
-    const scale = ([low, high], from, to) => (value) => from + ((value - low) / (high - low)) * (to - from);
+    const scale =
+      ([low, high], from, to) =>
+      (value) =>
+        from + ((value - low) / (high - low)) * (to - from);
     this.at = { x: scale(x, left, this.width - right), y: scale(y, height - bottom, top) };
     this.svg = svg("svg", { class: "plot", viewBox: `0 0 ${this.width} ${height}`, role: "img", "aria-label": text });
     place.replaceChildren(this.svg);

@@ -31,7 +31,14 @@ function curves(scene, entry) {
 
 function traced(place, { seen, biased, kept, truth }, now, yLabel, text) {
   const values = [...seen, ...biased, ...kept, ...truth].map(([, value]) => value);
-  const plot = new Plot(place, { x: [-1, STEPS + 1], y: interval(values), xLabel: "updates", yLabel, text, height: 230 });
+  const plot = new Plot(place, {
+    x: [-1, STEPS + 1],
+    y: interval(values),
+    xLabel: "updates",
+    yLabel,
+    text,
+    height: 230,
+  });
   plot.upright(now, { class: "now" });
   if (truth.length) plot.line(truth, { class: "truth" });
   const faint = (step) => (step < now ? "" : " later");
@@ -53,13 +60,26 @@ export function draw(mean, variance, scene) {
   const entry = scene.layout.entries.of[scene.chosen];
   const found = curves(scene, entry);
   const now = scene.history;
-  traced(mean, found.mean, found.now, "mean", `Running mean over ${STEPS} updates; after ${found.now} it is ${fixed(now.mean[entry])}.`);
-  traced(variance, found.variance, found.now, "variance", `Running variance over ${STEPS} updates; after ${found.now} it is ${fixed(now.variance[entry])}.`);
+  traced(
+    mean,
+    found.mean,
+    found.now,
+    "mean",
+    `Running mean over ${STEPS} updates; after ${found.now} it is ${fixed(now.mean[entry])}.`,
+  );
+  traced(
+    variance,
+    found.variance,
+    found.now,
+    "variance",
+    `Running variance over ${STEPS} updates; after ${found.now} it is ${fixed(now.variance[entry])}.`,
+  );
 }
 
 /** What a momentum means, in words. */
 export function meaning(momentum) {
-  if (momentum === null) return "Every batch seen so far has the same weight: the average never forgets, and follows a change ever more slowly.";
+  if (momentum === null)
+    return "Every batch seen so far has the same weight: the average never forgets, and follows a change ever more slowly.";
   if (momentum === 0) return "Nothing new is taken in: mean 0 and variance 1 stay for ever.";
   if (momentum === 1) return "Nothing is kept: the last batch alone is remembered.";
   const half = Math.log(0.5) / Math.log(1 - momentum);

@@ -71,7 +71,9 @@ export function compute(state) {
   const { shape } = state;
   const total = shape.reduce((product, size) => product * size, 1);
   if (shape.length > MOST_AXES || total > MOST_ELEMENTS) {
-    throw new RangeError(`This page draws at most ${MOST_AXES} axes and ${MOST_ELEMENTS} elements; this would be ${total}.`);
+    throw new RangeError(
+      `This page draws at most ${MOST_AXES} axes and ${MOST_ELEMENTS} elements; this would be ${total}.`,
+    );
   }
   const lying = layout(made, shape);
   const source = new Source(state, lying);
@@ -88,7 +90,10 @@ export function compute(state) {
   const shared = evaluating ? lying.entries : lying.rows;
   const normalized = (values) =>
     evaluating
-      ? { statistics: history, ...apply(values, shared, history, lying.parameters, parameters.weight, parameters.bias, made.eps) }
+      ? {
+          statistics: history,
+          ...apply(values, shared, history, lying.parameters, parameters.weight, parameters.bias, made.eps),
+        }
       : forward(values, lying, { centered: made.centered, eps: made.eps, ...parameters });
   return {
     ...{ state, made, shape, total, layout: lying, shared, counts: counted(shared), parameters },

@@ -10,7 +10,10 @@ export const LONGEST_AXIS = 16;
 export const MOST_ELEMENTS = 768;
 
 const text = { read: (value) => value, write: (value) => value };
-const flag = { read: (value) => (/^[01]$/.test(value) ? value === "1" : undefined), write: (value) => (value ? "1" : "0") };
+const flag = {
+  read: (value) => (/^[01]$/.test(value) ? value === "1" : undefined),
+  write: (value) => (value ? "1" : "0"),
+};
 const number = (low, high) => ({
   read: (value) => {
     const found = value.trim() === "" ? NaN : Number(value);
@@ -108,7 +111,9 @@ export function choosing(state, norm) {
   const own = initial(norm);
   const same = state.shape.length === own.shape.length && fits(norm, state.shape);
   const free = norm === "free";
-  const said = free ? { pattern: state.pattern, centered: state.centered, affine: state.affine, history: state.history } : {};
+  const said = free
+    ? { pattern: state.pattern, centered: state.centered, affine: state.affine, history: state.history }
+    : {};
   return {
     ...state,
     ...{ norm, pattern: own.pattern, centered: own.centered, affine: own.affine, history: own.history, eps: own.eps },
@@ -118,4 +123,3 @@ export function choosing(state, norm) {
     bias: null,
   };
 }
-

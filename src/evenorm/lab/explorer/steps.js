@@ -7,21 +7,31 @@ import { unravel } from "explorer/scene";
 // Rows of the table; the sums are of all elements.
 const MOST_ROWS = 12;
 
-const m = (text) => {
+// Formulas are MathML; parts of a chain of equalities stand side by side.
+const formula = (...parts) => {
   const holder = document.createElement("template");
-  holder.innerHTML = `<math displaystyle="true">${text}</math>`;
+  holder.innerHTML = `<math displaystyle="true">${parts.join("<mo>=</mo>")}</math>`;
   return holder.content.firstChild;
 };
-const sub = (name, index) => `<msub><mi>${name}</mi><mi>${index}</mi></msub>`;
-const SIGMA2 = "<msup><mi>σ</mi><mn>2</mn></msup>";
-const SUM = "<mo>∑</mo>";
-const DEVIATION = "<mrow><mo>(</mo><mi>x</mi><mo>−</mo><mi>μ</mi><mo>)</mo></mrow>";
+const name = (letter) => `<mi>${letter}</mi>`;
+const indexed = (letter, index) => `<msub><mi>${letter}</mi><mi>${index}</mi></msub>`;
+const squared = (base) => `<msup>${base}<mn>2</mn></msup>`;
 const over = (top, bottom) => `<mfrac><mrow>${top}</mrow><mrow>${bottom}</mrow></mfrac>`;
-const n = (value, digits) => {
-  const text = `<mn>${fixed(value, digits)}</mn>`;
+const root = (variance, eps) => over("<mn>1</mn>", `<msqrt>${variance}<mo>+</mo>${eps}</msqrt>`);
+const times = (...factors) => factors.join("<mo>·</mo>");
+const result = (value) => `<mn class="result">${fixed(value)}</mn>`;
+const number = (value) => {
+  const text = `<mn>${fixed(value)}</mn>`;
   return value < 0 ? `<mrow><mo>(</mo>${text}<mo>)</mo></mrow>` : text;
 };
-const result = (value) => `<mn class="result">${fixed(value)}</mn>`;
+const whole = (value) => `<mn>${value}</mn>`;
+
+const [X, MU, R] = ["x", "μ", "r"].map(name);
+const HAT = "<mover><mi>x</mi><mo>^</mo></mover>";
+const VARIANCE = squared(name("σ"));
+const DIFFERENCE = `${X}<mo>−</mo>${MU}`;
+const DEVIATION = `<mrow><mo>(</mo>${DIFFERENCE}<mo>)</mo></mrow>`;
+const sumOf = (term) => `<mo>∑</mo>${term}`;
 
 /** What the steps speak of: the elements that share with the chosen one, and its numbers. */
 function numbers(scene) {
@@ -43,46 +53,57 @@ function numbers(scene) {
   };
 }
 
+/** One step: its title, its formula, the column of the table that it makes, and a remark. */
+const step = (title, parts, column, remark = null) => ({ title, parts, column, remark });
+
 /** The statistics of this batch, a step each. */
 function fromBatch({ made, training }, { sum, count, mean, squares, variance }) {
-  const kept = training
-    ? `For the running average the variance is divided by ${count} − 1 instead: ${fixed(squares / Math.max(count - 1, 1))}.`
+  const unbiased = fixed(squares / Math.max(count - 1, 1));
+  const stored = training
+    ? `For the running average the variance is divided by ${count} − 1 instead: ${unbiased}.`
     : null;
-  const spread = made.centered ? over(`${SUM}<msup>${DEVIATION}<mn>2</mn></msup>`, "<mi>m</mi>") : over(`${SUM}<msup><mi>x</mi><mn>2</mn></msup>`, "<mi>m</mi>");
-  const square = [made.centered ? "Variance" : "Mean square", `${SIGMA2}<mo>=</mo>${spread}<mo>=</mo>${over(n(squares), `<mn>${count}</mn>`)}<mo>=</mo>${result(variance)}`, "square", kept];
-  if (!made.centered) return [["No mean", `<mi>μ</mi><mo>=</mo><mn>0</mn>`, "x", "Nothing is subtracted."], square];
+  const term = squared(made.centered ? DEVIATION : X);
+  const parts = [VARIANCE, over(sumOf(term), name("m")), over(number(squares), whole(count)), result(variance)];
+  if (!made.centered) {
+    return [
+      step("No mean", [MU, whole(0)], "x", "Nothing is subtracted."),
+      step("Mean square", parts, "square", stored),
+    ];
+  }
   return [
-    ["Sum", `${SUM}<mi>x</mi><mo>=</mo>${result(sum)}`, "x"],
-    ["Mean", `<mi>μ</mi><mo>=</mo>${over(`${SUM}<mi>x</mi>`, "<mi>m</mi>")}<mo>=</mo>${over(n(sum), `<mn>${count}</mn>`)}<mo>=</mo>${result(mean)}`, "x"],
-    ["Deviations", `<mi>x</mi><mo>−</mo><mi>μ</mi>`, "deviation"],
-    square,
+    step("Sum", [sumOf(X), result(sum)], "x"),
+    step("Mean", [MU, over(sumOf(X), name("m")), over(number(sum), whole(count)), result(mean)], "x"),
+    step("Deviations", [DIFFERENCE], "deviation"),
+    step("Variance", parts, "square", stored),
   ];
 }
 
 /** The statistics that are remembered. */
-function fromHistory({ history }, { mean, variance }) {
+function fromHistory({ made, history }, { mean, variance }) {
   const said = `After ${plural(history.updates, "update")}; this batch has no say.`;
   return [
-    ["Running mean", `<mi>μ</mi><mo>=</mo>${result(mean)}`, "x", said],
-    ["Running variance", `${SIGMA2}<mo>=</mo>${result(variance)}`, "x"],
-    ["Deviations", `<mi>x</mi><mo>−</mo><mi>μ</mi>`, "deviation"],
+    step("Running mean", [MU, result(mean)], "x", said),
+    step(made.centered ? "Running variance" : "Running mean square", [VARIANCE, result(variance)], "x"),
+    step("Deviations", [DIFFERENCE], "deviation"),
   ];
 }
 
 function steps(scene, found) {
   const { made, parameters, evaluating, layout, chosen } = scene;
   const { variance, rstd, mine } = found;
-  const hat = `<mover><mi>x</mi><mo>^</mo></mover>`;
-  const index = layout.parameters.size > 1 ? layout.parameters.of[chosen] : "";
+  const eps = `<mn>${general(made.eps)}</mn>`;
+  const top = made.centered ? DEVIATION : X;
   const all = [
     ...(evaluating ? fromHistory(scene, found) : fromBatch(scene, found)),
-    ["Reciprocal root", `<mi>r</mi><mo>=</mo>${over("<mn>1</mn>", `<msqrt>${SIGMA2}<mo>+</mo><mi>ε</mi></msqrt>`)}<mo>=</mo>${over("<mn>1</mn>", `<msqrt>${n(variance)}<mo>+</mo><mn>${general(made.eps)}</mn></msqrt>`)}<mo>=</mo>${result(rstd)}`, "deviation"],
-    ["Normalize", `${hat}<mo>=</mo>${made.centered ? DEVIATION : "<mi>x</mi>"}<mo>·</mo><mi>r</mi><mo>=</mo>${n(mine.deviation)}<mo>·</mo>${n(rstd)}<mo>=</mo>${result(mine.xHat)}`, "hat"],
+    step("Reciprocal root", [R, root(VARIANCE, name("ε")), root(number(variance), eps), result(rstd)], "deviation"),
+    step("Normalize", [HAT, times(top, R), times(number(mine.deviation), number(rstd)), result(mine.xHat)], "hat"),
   ];
   if (parameters.weight) {
-    const shift = parameters.bias ? `<mo>+</mo>${sub("β", index)}` : "";
-    const shifted = parameters.bias ? `<mo>+</mo>${n(mine.beta)}` : "";
-    all.push([parameters.bias ? "Scale and shift" : "Scale", `<mi>y</mi><mo>=</mo>${sub("γ", index)}<mo>·</mo>${hat}${shift}<mo>=</mo>${n(mine.gamma)}<mo>·</mo>${n(mine.xHat)}${shifted}<mo>=</mo>${result(mine.y)}`, "y"]);
+    const [gamma, beta] = ["γ", "β"].map((letter) => indexed(letter, layout.parameters.of[chosen]));
+    const shift = (value) => (parameters.bias ? `<mo>+</mo>${value}` : "");
+    const said = times(gamma, HAT) + shift(beta);
+    const filled = times(number(mine.gamma), number(mine.xHat)) + shift(number(mine.beta));
+    all.push(step(parameters.bias ? "Scale and shift" : "Scale", [name("y"), said, filled, result(mine.y)], "y"));
   }
   return all;
 }
@@ -100,7 +121,12 @@ function table(scene, { lines, count, sum, squares, mine }) {
     ["hat", "x̂", (line) => line.xHat, null],
     ["y", "y", (line) => line.y, null],
   ].filter(([name]) => (centered || name !== "deviation") && !(scene.evaluating && name === "square"));
-  const totals = html("tr", {}, html("th", { scope: "row" }, `∑ of ${count}`), columns.map(([name, , , total]) => html("td", { class: name }, total === null ? "" : fixed(total, 2))));
+  const totals = html(
+    "tr",
+    {},
+    html("th", { scope: "row" }, `∑ of ${count}`),
+    columns.map(([name, , , total]) => html("td", { class: name }, total === null ? "" : fixed(total, 2))),
+  );
   const rows = shown.map((line) =>
     html(
       "tr",
@@ -112,8 +138,21 @@ function table(scene, { lines, count, sum, squares, mine }) {
   return html(
     "table",
     { class: "numbers" },
-    html("caption", {}, `Group ${letters(scene.shared.of[mine.element])}, m = ${count}${count > shown.length ? `; ${shown.length} of them shown` : ""}`),
-    html("thead", {}, html("tr", {}, html("th", { scope: "col" }, scene.axes.join(" ")), columns.map(([name, head]) => html("th", { scope: "col", class: name }, head)))),
+    html(
+      "caption",
+      {},
+      `Group ${letters(scene.shared.of[mine.element])}, m = ${count}${count > shown.length ? `; ${shown.length} of them shown` : ""}`,
+    ),
+    html(
+      "thead",
+      {},
+      html(
+        "tr",
+        {},
+        html("th", { scope: "col" }, scene.axes.join(" ")),
+        columns.map(([name, head]) => html("th", { scope: "col", class: name }, head)),
+      ),
+    ),
     html("tbody", {}, rows),
     scene.evaluating ? null : html("tfoot", {}, totals),
   );
@@ -124,18 +163,24 @@ export function draw(place, scene) {
   const found = numbers(scene);
   const numbersTable = table(scene, found);
   const active = (name) => (numbersTable.dataset.active = name);
-  const list = steps(scene, found).map(([title, formula, column, remark]) =>
+  const list = steps(scene, found).map(({ title, parts, column, remark }) =>
     html(
       "li",
       { onpointerenter: () => active(column), onpointerleave: () => active("") },
       html("h3", {}, title),
-      m(formula),
+      formula(...parts),
       remark ? html("p", { class: "quiet" }, remark) : null,
     ),
   );
   const lone = found.count === 1 && !scene.evaluating && scene.made.centered;
   place.replaceChildren(
-    lone ? html("p", { class: "notice" }, "One value has no spread: its variance is 0 and x̂ is 0. In training torch refuses such a batch.") : "",
+    lone
+      ? html(
+          "p",
+          { class: "notice" },
+          "One value has no spread: its variance is 0 and x̂ is 0. In training torch refuses such a batch.",
+        )
+      : "",
     html("div", { class: "steps" }, html("ol", {}, list), numbersTable),
   );
 }
