@@ -33,6 +33,7 @@ class Protocol:
     Attributes:
         rate: the starting rate of every run; none: each row's own, the one of the grid whose trial
             ends with the lowest training loss. Held-out images take no part in that.
+        length: steps of a run at batch size 1.
     """
 
     normalizers: tuple[str, ...] = tuple(NORMALIZERS)
@@ -41,13 +42,14 @@ class Protocol:
     rate: float | None = None
     placement: Placement = "before"
     model: Model = "cnn"
+    length: int = 512
 
     def steps(self, batch_size: int) -> int:
-        """Return the length of a run, 512/∛(batch size): 128 steps at batch size 64, 323 at 4.
+        """Return the length of a run, length/∛(batch size): of 512, 128 steps at batch size 64, 323 at 4.
 
         Smaller batches need more steps, though fewer images in all.
         """
-        return round(512 / batch_size ** (1 / 3))
+        return max(1, round(self.length / batch_size ** (1 / 3)))
 
     def tasks(self) -> list[Task]:
         """Return every run, seed by seed, so that an interrupted comparison is an even one."""
