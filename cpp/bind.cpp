@@ -20,107 +20,123 @@ T* at(Pointer p) {
   return reinterpret_cast<T*>(p);
 }
 
-Dtype dtype_of(int code) {
-  if (code < 0 || code > 3) throw nb::value_error("dtype: expected 0 to 3, see DTYPES");
-  return static_cast<Dtype>(code);
+template <typename Enum>
+Enum code_of(int code, int count, const char* what) {
+  if (code < 0 || code >= count) throw nb::value_error(what);
+  return static_cast<Enum>(code);
 }
+Dtype dtype_of(int code) { return code_of<Dtype>(code, 4, "dtype: expected one of DTYPES"); }
 
-void moments(const Plan& plan, int dtype, Pointer x, bool centered, Pointer mean, Pointer m2) {
-  Call call{plan, dtype_of(dtype)};
-  call.x = at<void>(x);
-  call.centered = centered;
-  call.mean = at<double>(mean);
-  call.m2 = at<double>(m2);
-  verbs().moments(call);
-}
+// All of a call that its tensors' values do not change.
+class Kernel {
+ public:
+  Kernel(const Plan& plan, int dtype, bool centered, double eps, int parameter_dtype, double offset,
+         bool round_normalized, int activation, double slope)
+      : plan_(plan), call_{plan_, dtype_of(dtype)} {
+    call_.centered = centered;
+    call_.eps = eps;
+    call_.parameter_dtype = dtype_of(parameter_dtype);
+    call_.offset = offset;
+    call_.round_normalized = round_normalized;
+    call_.activation = code_of<Activation>(activation, 8, "activation: expected one of ACTIVATIONS");
+    call_.slope = slope;
+  }
+  Kernel(const Kernel&) = delete;
 
-void apply(const Plan& plan, int dtype, Pointer x, Pointer y, Pointer mean, Pointer rstd,
-           int parameter_dtype, Pointer weight, Pointer bias, double offset,
-           bool round_normalized) {
-  Call call{plan, dtype_of(dtype)};
-  call.x = at<void>(x);
-  call.out = at<void>(y);
-  call.mean = at<double>(mean);
-  call.rstd = at<double>(rstd);
-  call.parameter_dtype = dtype_of(parameter_dtype);
-  call.weight = at<void>(weight);
-  call.bias = at<void>(bias);
-  call.offset = offset;
-  call.round_normalized = round_normalized;
-  verbs().apply(call);
-}
+  void moments(Pointer x, Pointer mean, Pointer m2) const {
+    Call call = call_;
+    call.x = at<void>(x);
+    statistics(call, mean, m2);
+    verbs().moments(call);
+  }
 
-void grad_sums(const Plan& plan, int dtype, Pointer dy, Pointer x, Pointer mean, Pointer rstd,
-               int parameter_dtype, Pointer weight, double offset, Pointer s1, Pointer s2,
-               Pointer dweight, Pointer dbias) {
-  Call call{plan, dtype_of(dtype)};
-  call.dy = at<void>(dy);
-  call.x = at<void>(x);
-  call.mean = at<double>(mean);
-  call.rstd = at<double>(rstd);
-  call.parameter_dtype = dtype_of(parameter_dtype);
-  call.weight = at<void>(weight);
-  call.offset = offset;
-  call.s1 = at<double>(s1);
-  call.s2 = at<double>(s2);
-  call.dweight = at<double>(dweight);
-  call.dbias = at<double>(dbias);
-  verbs().grad_sums(call);
-}
+  void apply(Pointer x, Pointer y, Pointer mean, Pointer rstd, Pointer weight, Pointer bias,
+             Pointer residual) const {
+    Call call = call_;
+    call.x = at<void>(x);
+    call.out = at<void>(y);
+    call.mean = at<double>(mean);
+    call.rstd = at<double>(rstd);
+    finish(call, weight, bias, residual);
+    verbs().apply(call);
+  }
 
-void grad_input(const Plan& plan, int dtype, Pointer dy, Pointer x, Pointer dx, Pointer mean,
-                Pointer rstd, int parameter_dtype, Pointer weight, double offset, Pointer c1,
-                Pointer c2) {
-  Call call{plan, dtype_of(dtype)};
-  call.dy = at<void>(dy);
-  call.x = at<void>(x);
-  call.out = at<void>(dx);
-  call.mean = at<double>(mean);
-  call.rstd = at<double>(rstd);
-  call.parameter_dtype = dtype_of(parameter_dtype);
-  call.weight = at<void>(weight);
-  call.offset = offset;
-  call.s1 = at<double>(c1);
-  call.s2 = at<double>(c2);
-  verbs().grad_input(call);
-}
+  void forward(Pointer x, Pointer y, Pointer mean, Pointer m2, Pointer weight, Pointer bias,
+               Pointer residual) const {
+    Call call = call_;
+    call.x = at<void>(x);
+    call.out = at<void>(y);
+    statistics(call, mean, m2);
+    finish(call, weight, bias, residual);
+    verbs().forward(call);
+  }
 
-void forward(const Plan& plan, int dtype, Pointer x, Pointer y, bool centered, double eps,
-             Pointer mean, Pointer m2, int parameter_dtype, Pointer weight, Pointer bias,
-             double offset, bool round_normalized) {
-  Call call{plan, dtype_of(dtype)};
-  call.x = at<void>(x);
-  call.out = at<void>(y);
-  call.centered = centered;
-  call.eps = eps;
-  call.mean = at<double>(mean);
-  call.m2 = at<double>(m2);
-  call.parameter_dtype = dtype_of(parameter_dtype);
-  call.weight = at<void>(weight);
-  call.bias = at<void>(bias);
-  call.offset = offset;
-  call.round_normalized = round_normalized;
-  verbs().forward(call);
-}
+  void grad_sums(Pointer dy, Pointer x, Pointer mean, Pointer rstd, Pointer weight, Pointer bias,
+                 Pointer residual, Pointer output, Pointer s1, Pointer s2, Pointer dweight,
+                 Pointer dbias) const {
+    Call call = call_;
+    gradient(call, dy, x, output);
+    call.mean = at<double>(mean);
+    call.rstd = at<double>(rstd);
+    finish(call, weight, bias, residual);
+    call.s1 = at<double>(s1);
+    call.s2 = at<double>(s2);
+    call.dweight = at<double>(dweight);
+    call.dbias = at<double>(dbias);
+    verbs().grad_sums(call);
+  }
 
-void backward(const Plan& plan, int dtype, Pointer dy, Pointer x, Pointer dx, bool centered,
-              double eps, Pointer mean, Pointer m2, int parameter_dtype, Pointer weight,
-              double offset, Pointer dweight, Pointer dbias) {
-  Call call{plan, dtype_of(dtype)};
-  call.dy = at<void>(dy);
-  call.x = at<void>(x);
-  call.out = at<void>(dx);
-  call.centered = centered;
-  call.eps = eps;
-  call.mean = at<double>(mean);
-  call.m2 = at<double>(m2);
-  call.parameter_dtype = dtype_of(parameter_dtype);
-  call.weight = at<void>(weight);
-  call.offset = offset;
-  call.dweight = at<double>(dweight);
-  call.dbias = at<double>(dbias);
-  verbs().backward(call);
-}
+  void grad_input(Pointer dy, Pointer x, Pointer dx, Pointer mean, Pointer rstd, Pointer weight,
+                  Pointer bias, Pointer residual, Pointer output, Pointer c1, Pointer c2,
+                  Pointer d_residual) const {
+    Call call = call_;
+    gradient(call, dy, x, output);
+    if (!x && !output && call.activation != Activation::identity) {
+      throw nb::value_error("grad_input: the activation's slope needs x or the output");
+    }
+    call.out = at<void>(dx);
+    call.mean = at<double>(mean);
+    call.rstd = at<double>(rstd);
+    finish(call, weight, bias, residual);
+    call.s1 = at<double>(c1);
+    call.s2 = at<double>(c2);
+    call.d_residual = at<void>(d_residual);
+    verbs().grad_input(call);
+  }
+
+  void backward(Pointer dy, Pointer x, Pointer dx, Pointer mean, Pointer m2, Pointer weight,
+                Pointer bias, Pointer residual, Pointer output, Pointer dweight, Pointer dbias,
+                Pointer d_residual) const {
+    Call call = call_;
+    gradient(call, dy, x, output);
+    call.out = at<void>(dx);
+    statistics(call, mean, m2);
+    finish(call, weight, bias, residual);
+    call.dweight = at<double>(dweight);
+    call.dbias = at<double>(dbias);
+    call.d_residual = at<void>(d_residual);
+    verbs().backward(call);
+  }
+
+ private:
+  static void statistics(Call& call, Pointer mean, Pointer m2) {
+    call.mean = at<double>(mean);
+    call.m2 = at<double>(m2);
+  }
+  static void finish(Call& call, Pointer weight, Pointer bias, Pointer residual) {
+    call.weight = at<void>(weight);
+    call.bias = at<void>(bias);
+    call.residual = at<void>(residual);
+  }
+  static void gradient(Call& call, Pointer dy, Pointer x, Pointer output) {
+    call.dy = at<void>(dy);
+    call.x = at<void>(x);
+    call.output = at<void>(output);
+  }
+
+  Plan plan_;
+  Call call_;
+};
 
 Strides strides_of(const Levels& levels) {
   return {std::get<0>(levels), std::get<1>(levels), std::get<2>(levels)};
@@ -132,12 +148,14 @@ NB_MODULE(_cpu, m) {
   using Free = nb::call_guard<nb::gil_scoped_release>;
   m.doc() = "Fused normalization kernels on raw pointers; a pointer of 0 is an absent operand.";
 
-  nb::dict dtypes;
-  dtypes["float32"] = 0;
-  dtypes["float64"] = 1;
-  dtypes["bfloat16"] = 2;
-  dtypes["float16"] = 3;
-  m.attr("DTYPES") = dtypes;
+  auto codes = [](std::initializer_list<const char*> names) {
+    nb::dict result;
+    for (const char* name : names) result[name] = nb::len(result);
+    return result;
+  };
+  m.attr("DTYPES") = codes({"float32", "float64", "bfloat16", "float16"});
+  m.attr("ACTIVATIONS") = codes(
+      {"identity", "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "gelu_tanh"});
 
   nb::class_<Plan>(m, "Plan",
                    "batch x outer x group x inner in memory order; outer and inner are reduced.\n\n"
@@ -156,6 +174,40 @@ NB_MODULE(_cpu, m) {
       .def_ro("values", &Plan::values, "outer * inner: values per statistic")
       .def_ro("parameters", &Plan::parameters, "numel / stretch * count");
 
+  nb::class_<Kernel>(m, "Kernel",
+                     "The verbs on a plan; each releases the GIL and takes addresses.\n\n"
+                     "xhat = (x - mean) * rstd, z = xhat * (offset + weight) + bias + residual,\n"
+                     "y = activation(z), rstd = 1 / sqrt(m2 / values + eps); mean and M2 of each statistic\n"
+                     "are float64, as are all sums. Residual, output and d_residual are dense. In the\n"
+                     "backward verbs dz = dy * activation'(z); the output may stand for the residual where\n"
+                     "the slope can be read from it: relu, relu6, leaky_relu.")
+      .def(nb::init<const Plan&, int, bool, double, int, double, bool, int, double>(),
+           nb::arg("plan"), nb::arg("dtype"), nb::arg("centered"), nb::arg("eps"),
+           nb::arg("parameter_dtype"), nb::arg("offset"), nb::arg("round_normalized"),
+           nb::arg("activation"), nb::arg("slope"))
+      .def("moments", &Kernel::moments, Free(), nb::arg("x"), nb::arg("mean"), nb::arg("m2"),
+           "mean and M2 = sum (x - mean)^2; not centered: 0 and sum x^2.")
+      .def("apply", &Kernel::apply, Free(), nb::arg("x"), nb::arg("y"), nb::arg("mean"),
+           nb::arg("rstd"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"), "y.")
+      .def("forward", &Kernel::forward, Free(), nb::arg("x"), nb::arg("y"), nb::arg("mean"),
+           nb::arg("m2"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
+           "moments, then apply. mean and m2 may be absent.")
+      .def("grad_sums", &Kernel::grad_sums, Free(), nb::arg("dy"), nb::arg("x"), nb::arg("mean"),
+           nb::arg("rstd"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
+           nb::arg("output"), nb::arg("s1"), nb::arg("s2"), nb::arg("dweight"), nb::arg("dbias"),
+           "s1 = sum g*dz, s2 = sum g*dz*xhat of each statistic; dweight = sum dz*xhat, dbias = sum dz\n"
+           "of each parameter; g = offset + weight. Any output may be absent.")
+      .def("grad_input", &Kernel::grad_input, Free(), nb::arg("dy"), nb::arg("x"), nb::arg("dx"),
+           nb::arg("mean"), nb::arg("rstd"), nb::arg("weight"), nb::arg("bias"),
+           nb::arg("residual"), nb::arg("output"), nb::arg("c1"), nb::arg("c2"),
+           nb::arg("d_residual"),
+           "dx = rstd * (g*dz - c1 - xhat*c2), and dz; c1, c2 absent: 0. Without c2 x may be absent too,\n"
+           "unless the activation needs it.")
+      .def("backward", &Kernel::backward, Free(), nb::arg("dy"), nb::arg("x"), nb::arg("dx"),
+           nb::arg("mean"), nb::arg("m2"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
+           nb::arg("output"), nb::arg("dweight"), nb::arg("dbias"), nb::arg("d_residual"),
+           "grad_sums, then grad_input with c = s / values (c1 = 0 when not centered).");
+
   m.def("isas", &isas, "The instruction sets of this build that this processor has, the best last.");
   m.def("isa", &isa, "The instruction set in use.");
   m.def("set_isa", &set_isa, nb::arg("name"), "Use one of isas(); ValueError for another name.");
@@ -163,31 +215,4 @@ NB_MODULE(_cpu, m) {
   m.def("stream_bytes", &stream_bytes,
         "Outputs of this many bytes are stored past the caches; the last cache's size at first.");
   m.def("set_stream_bytes", &set_stream_bytes, nb::arg("bytes"), "See stream_bytes().");
-
-  m.def("moments", &moments, Free(), nb::arg("plan"), nb::arg("dtype"), nb::arg("x"),
-        nb::arg("centered"), nb::arg("mean"), nb::arg("m2"),
-        "mean and M2 = sum (x - mean)^2 of each statistic; not centered: 0 and sum x^2.");
-  m.def("apply", &apply, Free(), nb::arg("plan"), nb::arg("dtype"), nb::arg("x"), nb::arg("y"),
-        nb::arg("mean"), nb::arg("rstd"), nb::arg("param_dtype"), nb::arg("weight"),
-        nb::arg("bias"), nb::arg("offset"), nb::arg("round_normalized"),
-        "y = (x - mean) * rstd * (offset + weight) + bias.");
-  m.def("grad_sums", &grad_sums, Free(), nb::arg("plan"), nb::arg("dtype"), nb::arg("dy"),
-        nb::arg("x"), nb::arg("mean"), nb::arg("rstd"), nb::arg("param_dtype"), nb::arg("weight"),
-        nb::arg("offset"), nb::arg("s1"), nb::arg("s2"), nb::arg("dweight"), nb::arg("dbias"),
-        "s1 = sum g*dy, s2 = sum g*dy*xhat of each statistic; dweight = sum dy*xhat, dbias = sum "
-        "dy\nof each parameter; g = offset + weight. Any output may be absent.");
-  m.def("grad_input", &grad_input, Free(), nb::arg("plan"), nb::arg("dtype"), nb::arg("dy"),
-        nb::arg("x"), nb::arg("dx"), nb::arg("mean"), nb::arg("rstd"), nb::arg("param_dtype"),
-        nb::arg("weight"), nb::arg("offset"), nb::arg("c1"), nb::arg("c2"),
-        "dx = rstd * (g*dy - c1 - xhat*c2); c1, c2 absent: 0, and without c2 neither is x read.");
-  m.def("forward", &forward, Free(), nb::arg("plan"), nb::arg("dtype"), nb::arg("x"), nb::arg("y"),
-        nb::arg("centered"), nb::arg("eps"), nb::arg("mean"), nb::arg("m2"),
-        nb::arg("param_dtype"), nb::arg("weight"), nb::arg("bias"), nb::arg("offset"),
-        nb::arg("round_normalized"),
-        "moments, then apply with rstd = 1 / sqrt(m2 / values + eps). mean and m2 may be absent.");
-  m.def("backward", &backward, Free(), nb::arg("plan"), nb::arg("dtype"), nb::arg("dy"),
-        nb::arg("x"), nb::arg("dx"), nb::arg("centered"), nb::arg("eps"), nb::arg("mean"),
-        nb::arg("m2"), nb::arg("param_dtype"), nb::arg("weight"), nb::arg("offset"),
-        nb::arg("dweight"), nb::arg("dbias"),
-        "grad_sums, then grad_input with c = s / values (c1 = 0 when not centered).");
 }

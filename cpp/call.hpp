@@ -6,6 +6,7 @@
 namespace evenorm {
 
 enum class Dtype { float32, float64, bfloat16, float16 };
+enum class Activation { identity, relu, relu6, leaky_relu, silu, hardswish, gelu, gelu_tanh };
 
 // Absent operands are null. Statistics and the sums are float64.
 struct Call {
@@ -24,6 +25,11 @@ struct Call {
   const void* bias = nullptr;
   double offset = 0;
   bool round_normalized = false;
+  Activation activation = Activation::identity;
+  double slope = 0;  // of a leaky ReLU
+  const void* residual = nullptr;
+  const void* output = nullptr;  // y, for the residual, where the activation's slope can be read from it
+  void* d_residual = nullptr;
   double* s1 = nullptr;
   double* s2 = nullptr;
   double* dweight = nullptr;

@@ -15,6 +15,7 @@ class ColumnGradient : public Columns<T> {
   using Base::call_;
   using Base::cut_;
   using Base::dy_;
+  using Base::epilogue_;
   using Base::offset;
   using Base::out_;
   using Base::parameters_;
@@ -64,9 +65,17 @@ class ColumnGradient : public Columns<T> {
   void add(const Place& p, Size row, Slab<R>& slab) {
     const T* dy = dy_ + offset(plan_.dy, p, row);
     const T* x = x_ + offset(plan_.x, p, row);
-    if (!plan_.by_row) return add_row(dy, x, p.width, slab);
-    R w = parameters_.weight(this->index(p, row));
-    GradSums sum = add_weighted_row(dy, x, p.width, slab, w);
+    Epilogue<T> epilogue = epilogue_.at(offset(plan_.dense, p, row));
+    Size index = this->index(p, row);
+    if (!plan_.by_row) {
+      return with_scale(parameters_, index, [&](const auto& scale) {
+        with_row_way(x, p.width, slab, scale, epilogue, [&](const auto& way) {
+          add_row(dy, x, p.width, slab, way);
+        });
+      });
+    }
+    Uniform<R> scale{parameters_.weight(index), parameters_.bias(index)};
+    GradSums sum = add_uniform_row(dy, x, p.width, slab, scale, epilogue);
     if (!wants_parameters_) return;
     by_row_[(p.batch * plan_.outer + row) * cut_.blocks + p.number % cut_.blocks] = sum;
   }
@@ -75,11 +84,17 @@ class ColumnGradient : public Columns<T> {
   GradSums column(const Place& p, const Range& tile, const Slab<R>& slab, Size k) const {
     GradSums sum;
     for (Size row = tile.first; row < tile.stop; ++row) {
-      double d = double(scalar(dy_[offset(plan_.dy, p, row) + k]));
-      if (plan_.by_row) d *= double(parameters_.weight(this->index(p, row)));
-      sum.add({d, d * slab.center(k).xhat(double(scalar(x_[offset(plan_.x, p, row) + k])))});
+      double w = plan_.by_row ? double(parameters_.weight(this->index(p, row))) : 1;
+      sum.add(exact(p, row, slab, k), w);
     }
     return sum;
+  }
+
+  GradSums exact(const Place& p, Size row, const Slab<R>& slab, Size k) const {
+    return with_scale(parameters_, this->index(p, row), [&](const auto& scale) {
+      return exact_terms(dy_ + offset(plan_.dy, p, row), x_ + offset(plan_.x, p, row), k, slab, scale,
+                         epilogue_.at(offset(plan_.dense, p, row)));
+    });
   }
 
   // Sums of pieces into those of parts and of statistics.
@@ -108,12 +123,10 @@ class ColumnGradient : public Columns<T> {
   }
 
   void add_tail(const Place& p, const Slab<R>& slab, double* total) const {
-    const T* dy = dy_ + offset(plan_.dy, p, cut_.rows);
-    const T* x = x_ + offset(plan_.x, p, cut_.rows);
     for (Size k = 0; k < tail_ * row_; ++k) {
-      double d = double(scalar(dy[k]));
-      total[k] += d;
-      total[slab.room + k] += d * slab.center(k).xhat(double(scalar(x[k])));
+      GradSums terms = exact(p, cut_.rows, slab, k);
+      total[k] += terms.plain;
+      total[slab.room + k] += terms.normalized;
     }
   }
 

@@ -26,7 +26,7 @@ EVENORM_LOOP void add_deviations(const T* x, Size width, const Real<T>* center, 
   each_vector<R>(width, [&](Size i, auto lanes) {
     Vec<R> d = load<R>(x + i, lanes) - load<R>(center + i, lanes);
     add_to<R>(sum + i, d);
-    add_to<R>(squares + i, d * d);
+    add_to<R>(squares + i, d, d);
   });
 }
 

@@ -40,8 +40,8 @@ struct Slab {
     for (Size k = 0; k < width; ++k) high[k] = R(mean[k]);
     for (Size k = 0; k < width; ++k) low[k] = R(mean[k] - double(high[k]));
     for (Size k = 0; k < width; ++k) scale[k] = R(rstd[k]);
-    for (Size k = 0; k < width; ++k) pull1[k] = R(c1[k]);
-    for (Size k = 0; k < width; ++k) pull2[k] = R(c2[k]);
+    for (Size k = 0; k < width; ++k) pull1[k] = -R(c1[k]);
+    for (Size k = 0; k < width; ++k) pull2[k] = -R(c2[k]);
     Size wide = 0;
     for (Size k = 0; k < width; ++k) wide += !center(k).narrow() | !pull(k).narrow();
     *odds = 0;
@@ -50,8 +50,9 @@ struct Slab {
     }
   }
 
+  // xhat of a vector of columns.
   template <class Lanes>
-  Vec<R> xhat(Vec<R> x, Size i, Lanes lanes) const {
+  Vec<R> operator()(Vec<R> x, Size i, Lanes lanes) const {
     return ((x - load<R>(high + i, lanes)) - load<R>(low + i, lanes)) * load<R>(scale + i, lanes);
   }
   Center center(Size i) const { return {mean[i], rstd[i]}; }
@@ -63,6 +64,10 @@ template <class R>
 inline void add_to(R* chain, Vec<R> v) {
   write(chain, read<Vec<R>>(chain) + v);
 }
+template <class R>
+inline void add_to(R* chain, Vec<R> a, Vec<R> b) {
+  write(chain, multiply_add(a, b, read<Vec<R>>(chain)));
+}
 
 template <class R>
 inline void clear_chains(const Slab<R>& slab) {
@@ -70,52 +75,77 @@ inline void clear_chains(const Slab<R>& slab) {
 }
 
 // Works a row in R and its odd columns in float64. These are computed first, since the row may be
-// overwritten, and written last.
-template <class T, class R, class Exact, class Fast>
-inline void with_odd(const Slab<R>& slab, Size width, T* to, const Exact& exact, const Fast& fast) {
+// overwritten, and written last. Neither is a chain in use then, so there is room.
+template <class R, class Exact, class Put, class Fast>
+inline void with_odd(const Slab<R>& slab, Size width, const Exact& exact, const Put& put,
+                     const Fast& fast) {
   if (*slab.odds == 0) return fast();
-  T* saved = reinterpret_cast<T*>(slab.chain1);
+  auto* saved = reinterpret_cast<decltype(exact(0))*>(slab.chain1);
   for (Size k = 0; k < *slab.odds; ++k) {
     if (slab.odd[k] < width) saved[k] = exact(slab.odd[k]);
   }
   fast();
   for (Size k = 0; k < *slab.odds; ++k) {
-    if (slab.odd[k] < width) to[slab.odd[k]] = saved[k];
+    if (slab.odd[k] < width) put(slab.odd[k], saved[k]);
   }
 }
 
-template <class T, class R, class Scale>
-EVENORM_LOOP void apply_row(const T* x, T* y, Size width, Slab<R> slab, Scale scale,
-                            Storing how) {
+template <class T, class To, class R, class Scale, class Finish>
+EVENORM_LOOP void standardize_row(const T* x, To* y, Size width, Slab<R> slab, Scale scale,
+                                  Finish finish, Storing how) {
   auto exact = [&](Size k) {
-    return exact_apply(x[k], slab.center(k), scale, k, how.round_normalized);
+    return exact_apply<T, To>(x[k], slab.center(k), scale, finish, k, how.round_normalized);
   };
-  with_odd(slab, width, y, exact, [&] {
-    if (how.round_normalized) {
-      each_stored<R>(y, width, how.stream, [&](Size i, auto lanes) {
-        Vec<R> xhat = through<T, R>(slab.xhat(load<R>(x + i, lanes), i, lanes));
-        store<T, R>(y + i, scale.affine(xhat, i, lanes), lanes);
-      });
-    } else {
-      each_stored<R>(y, width, how.stream, [&](Size i, auto lanes) {
-        Vec<R> xhat = slab.xhat(load<R>(x + i, lanes), i, lanes);
-        store<T, R>(y + i, scale.affine(xhat, i, lanes), lanes);
-      });
-    }
+  with_odd(slab, width, exact, [&](Size k, To value) { y[k] = value; },
+           [&] { apply_vectors(x, y, width, slab, scale, finish, how); });
+}
+
+template <class T, class R, class Scale>
+inline void apply_row(const T* x, T* y, Size width, const Slab<R>& slab, const Scale& scale,
+                      const Epilogue<T>& epilogue, bool stream) {
+  finished(epilogue, y, width, stream, slab.guess, [&](auto* to, const auto& finish, Storing how) {
+    standardize_row(x, to, width, slab, scale, finish, how);
+  });
+}
+
+// The way back for a row.
+template <class T, class R, class Scale, class Back>
+inline auto with_row_way(const T* x, Size width, const Slab<R>& slab, const Scale& scale,
+                         const Epilogue<T>& epilogue, const Back& back) {
+  auto loop = [&](auto* to, const auto& finish, Storing how) {
+    standardize_row(x, to, width, slab, scale, finish, how);
+  };
+  return with_way(epilogue, scale, width, slab.guess, loop, back);
+}
+
+template <class T, class R, class Scale, class Way>
+EVENORM_LOOP void pull_row(const T* dy, const T* x, T* dx, T* dz, Size width, Slab<R> slab,
+                           Scale scale, Way way, bool stream) {
+  each_stored<R>(dx, width, stream, [&](Size i, auto lanes) {
+    Vec<R> xhat = x ? slab(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
+    Vec<R> d = way(load<R>(dy + i, lanes), xhat, i, lanes);
+    if (dz) store<T, R>(dz + i, d, lanes);
+    d = multiply_add(d, scale.weight(i, lanes), load<R>(slab.pull1 + i, lanes));
+    if (x) d = multiply_add(xhat, load<R>(slab.pull2 + i, lanes), d);
+    store<T, R>(dx + i, d * load<R>(slab.scale + i, lanes), lanes);
   });
 }
 
 template <class T, class R, class Scale>
-EVENORM_LOOP void grad_input_row(const T* dy, const T* x, T* dx, Size width, Slab<R> slab,
-                                 Scale scale, bool stream) {
-  auto exact = [&](Size k) {
-    return exact_grad_input(dy + k, x ? x + k : nullptr, slab.center(k), slab.pull(k), scale.weight(k));
+inline void grad_input_row(const T* dy, const T* x, T* dx, Size width, const Slab<R>& slab,
+                           const Scale& scale, const Epilogue<T>& epilogue, bool stream) {
+  T* dz = epilogue.d_residual;
+  bool both = stream && (!dz || alike(dx, dz));
+  auto put = [&](Size k, const InputGradient<T>& d) {
+    dx[k] = d.dx;
+    if (dz) dz[k] = d.dz;
   };
-  with_odd(slab, width, dx, exact, [&] {
-    each_stored<R>(dx, width, stream, [&](Size i, auto lanes) {
-      Vec<R> d = load<R>(dy + i, lanes) * scale.weight(i, lanes) - load<R>(slab.pull1 + i, lanes);
-      if (x) d -= slab.xhat(load<R>(x + i, lanes), i, lanes) * load<R>(slab.pull2 + i, lanes);
-      store<T, R>(dx + i, d * load<R>(slab.scale + i, lanes), lanes);
+  with_row_way(x, width, slab, scale, epilogue, [&](const auto& way) {
+    auto exact = [&](Size k) {
+      return exact_grad_input(dy, x, slab.center(k), slab.pull(k), scale, epilogue, k);
+    };
+    with_odd(slab, width, exact, put, [&] {
+      pull_row(dy, x, dx, dz, width, slab, scale.weights(), way, both);
     });
   });
 }

@@ -15,7 +15,7 @@ template <class T>
 class Columns {
  public:
   explicit Columns(const Call& call)
-      : call_(call), plan_(call.plan), cut_(call.plan.column), parameters_(call),
+      : call_(call), plan_(call.plan), cut_(call.plan.column), parameters_(call), epilogue_(call),
         x_(static_cast<const T*>(call.x)), dy_(static_cast<const T*>(call.dy)),
         out_(static_cast<T*>(call.out)), row_(plan_.group * plan_.inner),
         tail_(plan_.outer % cut_.fold) {}
@@ -221,15 +221,17 @@ class Columns {
 
   void apply(const Place& p, Size piece, const Slab<R>& slab) const {
     each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
-      apply_row(x_ + offset(plan_.x, p, r), out_ + offset(plan_.dense, p, r), width, slab, scale,
-                {call_.round_normalized, call_.stream});
+      Size flat = offset(plan_.dense, p, r);
+      apply_row(x_ + offset(plan_.x, p, r), out_ + flat, width, slab, scale, epilogue_.at(flat),
+                call_.stream);
     });
   }
 
   void grad_input(const Place& p, Size piece, const Slab<R>& slab) const {
     each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
+      Size flat = offset(plan_.dense, p, r);
       grad_input_row(dy_ + offset(plan_.dy, p, r), x_ ? x_ + offset(plan_.x, p, r) : nullptr,
-                     out_ + offset(plan_.dense, p, r), width, slab, scale, call_.stream);
+                     out_ + flat, width, slab, scale, epilogue_.at(flat), call_.stream);
     });
   }
 
@@ -251,6 +253,7 @@ class Columns {
   const Plan& plan_;
   const ColumnCut& cut_;
   Parameters<R> parameters_;
+  Epilogue<T> epilogue_;
   const T* x_;
   const T* dy_;
   T* out_;

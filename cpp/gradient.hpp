@@ -6,7 +6,7 @@
 
 namespace evenorm::EVENORM_ISA {
 
-// Sums of w*dy and w*dy*xhat.
+// Sums of w*dz and w*dz*xhat.
 struct GradSums {
   double plain = 0, normalized = 0;
 
@@ -17,111 +17,150 @@ struct GradSums {
   bool finite() const { return std::fabs(plain) <= 1e300 && std::fabs(normalized) <= 1e300; }
 };
 
-// Sums along the run, of dy alone.
-template <class T>
-EVENORM_LOOP GradSums grad_sums_in(const T* dy, const T* x, Size n, const Center& center) {
+// The way back for a run of at most a chunk.
+template <class T, class Scale, class Back>
+inline auto with_run_way(const T* x, Size n, const Center& center, const Scale& scale,
+                         const Epilogue<T>& epilogue, const Back& back) {
+  alignas(64) Real<T> scratch[kChunk];
+  auto loop = [&](auto* to, const auto& finish, Storing how) {
+    standardize_run(x, to, n, center, scale, finish, how);
+  };
+  return with_way(epilogue, scale, n, scratch, loop, back);
+}
+
+// Sums along the run, of dz alone.
+template <class T, class Way>
+EVENORM_LOOP GradSums grad_sums_in(const T* dy, const T* x, Size n, const Center& center, Way way) {
   using R = Real<T>;
   Standardize<R> standardize(center);
   Total<R> plain, normalized;
   each_link<R>(
       n,
       [&](Size i, auto lanes, int chain) {
-        Vec<R> d = load<R>(dy + i, lanes);
-        Vec<R> xhat = keep<R>(standardize(load<R>(x + i, lanes)), lanes);
+        Vec<R> xhat = keep<R>(standardize(load<R>(x + i, lanes), i, lanes), lanes);
+        Vec<R> d = way(load<R>(dy + i, lanes), xhat, i, lanes);
         plain.add(chain, d);
-        normalized.add(chain, d * xhat);
+        normalized.add(chain, d, xhat);
       },
       [&] { plain.flush(), normalized.flush(); });
   return {plain.value(), normalized.value()};
 }
 
-template <class T>
-inline GradSums exact_grad_sums(const T* dy, const T* x, Size n, const Center& center) {
+template <class T, class Scale>
+inline GradSums exact_grad_sums(const T* dy, const T* x, Size n, const Center& center,
+                                const Scale& scale, const Epilogue<T>& epilogue) {
   GradSums sum;
   for (Size i = 0; i < n; ++i) {
-    double d = double(scalar(dy[i]));
-    sum.add({d, d * center.xhat(double(scalar(x[i])))});
+    double xhat = center.xhat(double(scalar(x[i])));
+    double d = epilogue.dz(double(scalar(dy[i])), xhat, scale, i);
+    sum.add({d, d * xhat});
   }
   return sum;
 }
 
-// Sums along the run, of w*dy, and on the way dy*xhat and dy added element by element to `dw` and `db`.
-template <bool kAdd, class T>
+// Sums along the run, of w*dz, and on the way dz*xhat and dz added element by element to `dw` and `db`.
+template <bool kAdd, class T, class Way>
 EVENORM_LOOP GradSums grad_sums_in(const T* dy, const T* x, Size n, const Center& center,
-                                   const Real<T>* w, Real<T>* dw, Real<T>* db) {
+                                   const Real<T>* w, Real<T>* dw, Real<T>* db, Way way) {
   using R = Real<T>;
   Standardize<R> standardize(center);
   Total<R> plain, normalized;
   each_link<R>(
       n,
       [&](Size i, auto lanes, int chain) {
-        Vec<R> d = load<R>(dy + i, lanes);
-        Vec<R> xhat = keep<R>(standardize(load<R>(x + i, lanes)), lanes);
+        Vec<R> xhat = keep<R>(standardize(load<R>(x + i, lanes), i, lanes), lanes);
+        Vec<R> d = way(load<R>(dy + i, lanes), xhat, i, lanes);
         if constexpr (kAdd) {
-          store<R, R>(dw + i, load<R>(dw + i, lanes) + d * xhat, lanes);
+          store<R, R>(dw + i, multiply_add(d, xhat, load<R>(dw + i, lanes)), lanes);
           store<R, R>(db + i, load<R>(db + i, lanes) + d, lanes);
         }
         d *= load<R>(w + i, lanes);
         plain.add(chain, d);
-        normalized.add(chain, d * xhat);
+        normalized.add(chain, d, xhat);
       },
       [&] { plain.flush(), normalized.flush(); });
   return {plain.value(), normalized.value()};
 }
 
-template <class T>
+template <class T, class Scale>
 inline GradSums exact_grad_sums(const T* dy, const T* x, Size n, const Center& center,
-                                const Real<T>* w, double* dw, double* db) {
+                                const Scale& scale, const Epilogue<T>& epilogue, double* dw,
+                                double* db) {
   GradSums sum;
   for (Size i = 0; i < n; ++i) {
-    double d = double(scalar(dy[i])), product = d * center.xhat(double(scalar(x[i])));
-    sum.add({d, product}, double(w[i]));
-    if (dw) dw[i] += product;
+    double xhat = center.xhat(double(scalar(x[i])));
+    double d = epilogue.dz(double(scalar(dy[i])), xhat, scale, i);
+    sum.add({d, d * xhat}, scale.weight(i));
+    if (dw) dw[i] += d * xhat;
     if (db) db[i] += d;
   }
   return sum;
 }
 
-// What is subtracted from w*dy: c1 + xhat*c2.
+// What is subtracted from w*dz: c1 + xhat*c2.
 struct Pull {
   double c1 = 0, c2 = 0;
 
   bool narrow() const { return (std::fabs(c1) <= 0x1p100) & (std::fabs(c2) <= 0x1p100); }
 };
 
-// One element in float64; `x` may be null.
+// The gradients of one element.
 template <class T>
-inline T exact_grad_input(const T* dy, const T* x, const Center& center, const Pull& pull, double w) {
-  double d = double(scalar(*dy)) * w - pull.c1;
-  if (x) d -= center.xhat(double(scalar(*x))) * pull.c2;
-  return rounded<T>(d * center.rstd);
+struct InputGradient {
+  T dx, dz;
+};
+
+// In float64; `x` may be null.
+template <class T, class Scale>
+inline InputGradient<T> exact_grad_input(const T* dy, const T* x, const Center& center,
+                                         const Pull& pull, const Scale& scale,
+                                         const Epilogue<T>& epilogue, Size i) {
+  double xhat = x ? center.xhat(double(scalar(x[i]))) : 0;
+  double dz = epilogue.dz(double(scalar(dy[i])), xhat, scale, i);
+  double d = dz * scale.weight(i) - pull.c1 - xhat * pull.c2;
+  return {rounded<T>(d * center.rstd), rounded<T>(dz)};
 }
 
-// dx = rstd * (w*dy - c1 - xhat*c2), in this order: w*dy - c1 may cancel what alone would overflow.
-template <class T, class Scale>
-EVENORM_LOOP void grad_input_run(const T* dy, const T* x, T* dx, Size n, const Center& center,
-                                 const Pull& pull, Scale scale, bool stream) {
+// Whether two arrays are aligned alike; then both are streamed or none.
+template <class T>
+inline bool alike(const T* one, const T* other) {
+  return (reinterpret_cast<std::uintptr_t>(one) - reinterpret_cast<std::uintptr_t>(other)) % 64 == 0;
+}
+
+// dx = rstd * (w*dz - c1 - xhat*c2), in this order: w*dz - c1 may cancel what alone would overflow.
+template <class T, class Scale, class Way>
+EVENORM_LOOP void pull_run(const T* dy, const T* x, T* dx, T* dz, Size n, const Center& center,
+                           const Pull& pull, Scale scale, Way way, bool stream) {
   using R = Real<T>;
+  Standardize<R> standardize(center);
+  Vec<R> less1 = splat<R>(-R(pull.c1)), less2 = splat<R>(-R(pull.c2));
+  each_stored<R>(dx, n, stream, [&](Size i, auto lanes) {
+    Vec<R> xhat = x ? standardize(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
+    Vec<R> d = way(load<R>(dy + i, lanes), xhat, i, lanes);
+    if (dz) store<T, R>(dz + i, d, lanes);
+    d = multiply_add(d, scale.weight(i, lanes), less1);
+    if (x) d = multiply_add(xhat, less2, d);
+    store<T, R>(dx + i, d * standardize.rstd, lanes);
+  });
+}
+
+// A run, at most a chunk.
+template <class T, class Scale>
+inline void grad_input_run(const T* dy, const T* x, T* dx, Size n, const Center& center,
+                           const Pull& pull, const Scale& scale, const Epilogue<T>& epilogue,
+                           bool stream) {
+  T* dz = epilogue.d_residual;
   if (!(center.narrow() && pull.narrow())) {
     for (Size i = 0; i < n; ++i) {
-      dx[i] = exact_grad_input(dy + i, x ? x + i : nullptr, center, pull, scale.weight(i));
+      InputGradient<T> d = exact_grad_input(dy, x, center, pull, scale, epilogue, i);
+      dx[i] = d.dx;
+      if (dz) dz[i] = d.dz;
     }
     return;
   }
-  Standardize<R> standardize(center);
-  Vec<R> c1 = splat<R>(R(pull.c1)), c2 = splat<R>(R(pull.c2));
-  if (x) {
-    each_stored<R>(dx, n, stream, [&](Size i, auto lanes) {
-      Vec<R> xhat = standardize(load<R>(x + i, lanes));
-      Vec<R> d = load<R>(dy + i, lanes) * scale.weight(i, lanes) - c1 - xhat * c2;
-      store<T, R>(dx + i, d * standardize.rstd, lanes);
-    });
-  } else {
-    each_vector<R>(n, [&](Size i, auto lanes) {
-      Vec<R> d = load<R>(dy + i, lanes) * scale.weight(i, lanes) - c1;
-      store<T, R>(dx + i, d * standardize.rstd, lanes);
-    });
-  }
+  with_run_way(x, n, center, scale, epilogue, [&](const auto& way) {
+    pull_run(dy, x, dx, dz, n, center, pull, scale.weights(), way, stream && (!dz || alike(dx, dz)));
+  });
 }
 
 }  // namespace evenorm::EVENORM_ISA

@@ -96,7 +96,7 @@ EVENORM_LOOP Deviations deviations_in(const Chunk<T>& c, Real<T> center) {
         [&](Size i, auto lanes, int chain) {
           Vec<R> d = keep<R>(load<R>(x + i, lanes) - shift, lanes);
           sum.add(chain, d);
-          squares.add(chain, d * d);
+          squares.add(chain, d, d);
         },
         [&] { sum.flush(), squares.flush(); });
   }
@@ -113,7 +113,7 @@ EVENORM_LOOP double squares_in(const Chunk<T>& c) {
         c.length,
         [&](Size i, auto lanes, int chain) {
           Vec<R> v = load<R>(x + i, lanes);
-          squares.add(chain, v * v);
+          squares.add(chain, v, v);
         },
         [&] { squares.flush(); });
   }

@@ -13,7 +13,7 @@ template <class T>
 class Plain {
  public:
   explicit Plain(const Call& call)
-      : call_(call), plan_(call.plan), x_(static_cast<const T*>(call.x)),
+      : call_(call), plan_(call.plan), epilogue_(call), x_(static_cast<const T*>(call.x)),
         dy_(static_cast<const T*>(call.dy)), out_(static_cast<T*>(call.out)) {}
 
   void moments() {
@@ -44,9 +44,9 @@ class Plain {
       Center center = given(s);
       GradSums sum;
       each_element(s, [&](Size x, Size dy, Size flat) {
-        double d = double(scalar(dy_[dy]));
-        double xhat = (double(scalar(x_[x])) - center.mean) * center.rstd;
+        double xhat = center.xhat(double(scalar(x_[x])));
         Size k = index(flat);
+        double d = epilogue_.dz(double(scalar(dy_[dy])), xhat, scale(k), flat);
         sum.add({d, d * xhat}, weight(k));
         if (call_.dweight) call_.dweight[k] += d * xhat;
         if (call_.dbias) call_.dbias[k] += d;
@@ -89,6 +89,9 @@ class Plain {
     }
   }
   double weight(Size k) const { return call_.weight ? call_.offset + read(call_.weight, k) : 1; }
+  Uniform<double> scale(Size k) const {
+    return {weight(k), call_.bias ? read(call_.bias, k) : 0};
+  }
 
   Center center(double mean, double m2) const {
     return {mean, 1 / std::sqrt(m2 / double(plan_.values) + call_.eps)};
@@ -120,25 +123,25 @@ class Plain {
 
   void apply(Size s, const Center& center) const {
     each_element(s, [&](Size x, Size, Size flat) {
-      double y = (double(scalar(x_[x])) - center.mean) * center.rstd;
-      if (call_.round_normalized) y = double(scalar(rounded<T>(y)));
-      Size k = index(flat);
-      y = y * weight(k) + (call_.bias ? read(call_.bias, k) : 0);
-      out_[flat] = rounded<T>(y);
+      double xhat = center.xhat(double(scalar(x_[x])));
+      out_[flat] = rounded<T>(epilogue_.value(epilogue_.z(xhat, scale(index(flat)), flat)));
     });
   }
 
   void grad_input(Size s, const Pull& pull) const {
     Center center = given(s);
     each_element(s, [&](Size x, Size dy, Size flat) {
-      double d = double(scalar(dy_[dy])) * weight(index(flat)) - pull.c1;
-      if (x_) d -= (double(scalar(x_[x])) - center.mean) * center.rstd * pull.c2;
-      out_[flat] = rounded<T>(d * center.rstd);
+      double xhat = x_ ? center.xhat(double(scalar(x_[x]))) : 0;
+      Uniform<double> scaled = scale(index(flat));
+      double dz = epilogue_.dz(double(scalar(dy_[dy])), xhat, scaled, flat);
+      if (epilogue_.d_residual) epilogue_.d_residual[flat] = rounded<T>(dz);
+      out_[flat] = rounded<T>((dz * scaled.w - pull.c1 - xhat * pull.c2) * center.rstd);
     });
   }
 
   const Call& call_;
   const Plan& plan_;
+  Epilogue<T> epilogue_;
   const T* x_;
   const T* dy_;
   T* out_;

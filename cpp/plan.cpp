@@ -7,7 +7,6 @@
 namespace evenorm {
 namespace {
 
-constexpr Size kChunk = 4096;          // elements that fit the first cache
 constexpr Size kPiece = 65536;         // elements that are worth a thread's while
 constexpr Size kSlab = 65536;          // elements that fit the second cache, input and output
 constexpr Size kShortSpan = 32;        // parameters that change this often are read by element

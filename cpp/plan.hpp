@@ -7,6 +7,8 @@ namespace evenorm {
 
 using Size = std::int64_t;
 
+constexpr Size kChunk = 4096;  // elements that fit the first cache
+
 // Strides of the three outer levels, in elements; the innermost is dense.
 struct Strides {
   Size batch, outer, group;

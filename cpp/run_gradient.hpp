@@ -11,6 +11,7 @@ class RunGradient : public Runs<T> {
   using typename Base::R;
   using Base::call_;
   using Base::dy_;
+  using Base::epilogue_;
   using Base::given;
   using Base::offset;
   using Base::out_;
@@ -72,8 +73,9 @@ class RunGradient : public Runs<T> {
             const T* x = x_ + offset(plan_.x, s, outer) + start;
             Size flat = offset(plan_.dense, s, outer) + start, next = slot(flat);
             parameters_.walk(flat, length, [&](Size at, Size count, Size index) {
-              GradSums part = uniform(dy + at, x + at, count, center);
-              sum.add(part, double(parameters_.weight(index)));
+              Uniform<R> scale{parameters_.weight(index), parameters_.bias(index)};
+              GradSums part = uniform(dy + at, x + at, count, center, scale, epilogue_.at(flat + at));
+              sum.add(part, double(scale.w));
               if (wants_parameters_) slots[next++] = part;
             });
           });
@@ -84,12 +86,15 @@ class RunGradient : public Runs<T> {
     if (wants_parameters_) collect(slots, n, slot);
   }
 
-  GradSums uniform(const T* dy, const T* x, Size n, const Center& center) const {
+  GradSums uniform(const T* dy, const T* x, Size n, const Center& center, const Uniform<R>& scale,
+                   const Epilogue<T>& epilogue) const {
     if (center.narrow()) {
-      GradSums part = grad_sums_in(dy, x, n, center);
+      GradSums part = with_run_way(x, n, center, scale, epilogue, [&](const auto& way) {
+        return grad_sums_in(dy, x, n, center, way);
+      });
       if (part.finite()) return part;
     }
-    return exact_grad_sums(dy, x, n, center);
+    return exact_grad_sums(dy, x, n, center, scale, epilogue);
   }
 
   template <class Slot>
@@ -121,7 +126,7 @@ class RunGradient : public Runs<T> {
     Size first;  // entry
   };
 
-  // Calls sum(dy, x, length, entry) for the parts of a piece, and adds up what it returns.
+  // Calls sum(dy, x, length, entry, flat) for the parts of a piece, and adds up what it returns.
   template <class F>
   GradSums each_part(Size s, Size piece, const F& sum) const {
     GradSums total;
@@ -130,32 +135,37 @@ class RunGradient : public Runs<T> {
       const T* x = x_ + offset(plan_.x, s, outer) + start;
       Size flat = offset(plan_.dense, s, outer) + start;
       parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
-        total.add(sum(dy + at, x + at, n, index));
+        total.add(sum(dy + at, x + at, n, index, flat + at));
       });
     });
     return total;
   }
 
   GradSums elementwise(Size s, Size piece, const Center& center, const Entries& to) const {
-    const R* w = parameters_.weight();
     if (!center.narrow()) return exactly(s, piece, center, to);
-    GradSums total = each_part(s, piece, [&](const T* dy, const T* x, Size n, Size k) {
-      if (!wants_parameters_) {
-        return grad_sums_in<false, T>(dy, x, n, center, w + k, nullptr, nullptr);
-      }
-      R* dw = to.dw_chain + k - to.first;
-      R* db = to.db_chain + k - to.first;
-      return grad_sums_in<true, T>(dy, x, n, center, w + k, dw, db);
+    GradSums total = each_part(s, piece, [&](const T* dy, const T* x, Size n, Size k, Size flat) {
+      return with_elements(parameters_, k, [&](const auto& scale) {
+        return with_run_way(x, n, center, scale, epilogue_.at(flat), [&](const auto& way) {
+          if (!wants_parameters_) {
+            return grad_sums_in<false, T>(dy, x, n, center, scale.w, nullptr, nullptr, way);
+          }
+          R* dw = to.dw_chain + k - to.first;
+          R* db = to.db_chain + k - to.first;
+          return grad_sums_in<true, T>(dy, x, n, center, scale.w, dw, db, way);
+        });
+      });
     });
     if (total.finite()) return total;
     return exactly(s, piece, center, {nullptr, nullptr, nullptr, nullptr, 0});
   }
 
   GradSums exactly(Size s, Size piece, const Center& center, const Entries& to) const {
-    return each_part(s, piece, [&](const T* dy, const T* x, Size n, Size k) {
-      return exact_grad_sums(dy, x, n, center, parameters_.weight() + k,
-                             to.dw ? to.dw + k - to.first : nullptr,
-                             to.db ? to.db + k - to.first : nullptr);
+    return each_part(s, piece, [&](const T* dy, const T* x, Size n, Size k, Size flat) {
+      return with_elements(parameters_, k, [&](const auto& scale) {
+        return exact_grad_sums(dy, x, n, center, scale, epilogue_.at(flat),
+                               to.dw ? to.dw + k - to.first : nullptr,
+                               to.db ? to.db + k - to.first : nullptr);
+      });
     });
   }
 

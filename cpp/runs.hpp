@@ -12,8 +12,9 @@ template <class T>
 class Runs {
  public:
   explicit Runs(const Call& call)
-      : call_(call), plan_(call.plan), parameters_(call), x_(static_cast<const T*>(call.x)),
-        dy_(static_cast<const T*>(call.dy)), out_(static_cast<T*>(call.out)),
+      : call_(call), plan_(call.plan), parameters_(call), epilogue_(call),
+        x_(static_cast<const T*>(call.x)), dy_(static_cast<const T*>(call.dy)),
+        out_(static_cast<T*>(call.out)),
         tile_(plan_.outer == 1 && plan_.run.chunks == 1 ? tile_of(plan_.inner) : 0) {}
 
   void moments() {
@@ -175,8 +176,8 @@ class Runs {
       Size flat = offset(plan_.dense, s, outer) + start;
       parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
         with_scale(parameters_, index, [&](const auto& scale) {
-          apply_run(x + at, out_ + flat + at, n, center, scale,
-                    {call_.round_normalized, call_.stream});
+          apply_run(x + at, out_ + flat + at, n, center, scale, epilogue_.at(flat + at),
+                    call_.stream);
         });
       });
     });
@@ -190,7 +191,7 @@ class Runs {
       parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
         with_scale(parameters_, index, [&](const auto& scale) {
           grad_input_run(dy + at, x ? x + at : nullptr, out_ + flat + at, n, center, pull, scale,
-                         call_.stream);
+                         epilogue_.at(flat + at), call_.stream);
         });
       });
     });
@@ -199,6 +200,7 @@ class Runs {
   const Call& call_;
   const Plan& plan_;
   Parameters<R> parameters_;
+  Epilogue<T> epilogue_;
   const T* x_;
   const T* dy_;
   T* out_;

@@ -13,8 +13,9 @@ template <class T>
 class TinyRows {
  public:
   explicit TinyRows(const Call& call)
-      : call_(call), plan_(call.plan), parameters_(call), x_(static_cast<const T*>(call.x)),
-        dy_(static_cast<const T*>(call.dy)), out_(static_cast<T*>(call.out)) {}
+      : call_(call), plan_(call.plan), parameters_(call), epilogue_(call),
+        x_(static_cast<const T*>(call.x)), dy_(static_cast<const T*>(call.dy)),
+        out_(static_cast<T*>(call.out)) {}
 
   void moments() {
     each_tile([&](Tile& t, Size) { moments(t); });
@@ -66,6 +67,7 @@ class TinyRows {
     Size batch, first = 0, count = 0;
     Slab<R> slab;
     T x[kRows * kInner], dy[kRows * kInner], out[kRows * kInner];
+    T residual[kRows * kInner], d_residual[kRows * kInner];
   };
 
   Size tiles() const { return (plan_.group + kRows - 1) / kRows; }
@@ -85,6 +87,9 @@ class TinyRows {
         tile.count = plan_.group - tile.first < kRows ? plan_.group - tile.first : kRows;
         if (x_) turn(x_, plan_.x, tile, tile.x);
         if (dy_) turn(dy_, plan_.dy, tile, tile.dy);
+        if (const T* r = epilogue_.output ? epilogue_.output : epilogue_.residual) {
+          turn(r, plan_.dense, tile, tile.residual);
+        }
         f(tile, block);
       }
     });
@@ -97,11 +102,20 @@ class TinyRows {
     }
   }
 
-  void turn_back(const Tile& t) const {
-    T* to = out_ + (t.batch * plan_.group + t.first) * plan_.inner;
+  void turn_back(const Tile& t, const T* from, T* to) const {
+    to += (t.batch * plan_.group + t.first) * plan_.inner;
     for (Size i = 0; i < plan_.inner; ++i) {
-      for (Size r = 0; r < t.count; ++r) to[r * plan_.inner + i] = t.out[i * kRows + r];
+      for (Size r = 0; r < t.count; ++r) to[r * plan_.inner + i] = from[i * kRows + r];
     }
+  }
+
+  // The epilogue of element i of a tile's rows.
+  Epilogue<T> epilogue(Tile& t, Size i) const {
+    Epilogue<T> e = epilogue_;
+    if (e.residual) e.residual = t.residual + i * kRows;
+    if (e.output) e.output = t.residual + i * kRows;
+    if (e.d_residual) e.d_residual = t.d_residual + i * kRows;
+    return e;
   }
 
   Size statistic(const Tile& t, Size row) const { return t.batch * plan_.group + t.first + row; }
@@ -140,18 +154,18 @@ class TinyRows {
 
   void apply(Tile& t) const {
     for (Size i = 0; i < plan_.inner; ++i) {
-      apply_row(t.x + i * kRows, t.out + i * kRows, t.count, t.slab, scale(i),
-                {call_.round_normalized, false});
+      apply_row(t.x + i * kRows, t.out + i * kRows, t.count, t.slab, scale(i), epilogue(t, i), false);
     }
-    turn_back(t);
+    turn_back(t, t.out, out_);
   }
 
   void grad_input(Tile& t) const {
     for (Size i = 0; i < plan_.inner; ++i) {
       grad_input_row(t.dy + i * kRows, x_ ? t.x + i * kRows : nullptr, t.out + i * kRows, t.count,
-                     t.slab, scale(i), false);
+                     t.slab, scale(i), epilogue(t, i), false);
     }
-    turn_back(t);
+    turn_back(t, t.out, out_);
+    if (epilogue_.d_residual) turn_back(t, t.d_residual, epilogue_.d_residual);
   }
 
   void sums(Tile& t, GradSums* by_parameter) const {
@@ -160,15 +174,15 @@ class TinyRows {
     double* normalized = plain + kRows;
     for (Size k = 0; k < 2 * kRows; ++k) plain[k] = 0;
     for (Size i = 0; i < plan_.inner; ++i) {
-      GradSums sum = add_weighted_row(t.dy + i * kRows, t.x + i * kRows, t.count, t.slab,
-                                      parameters_.weight(i));
+      GradSums sum = add_uniform_row(t.dy + i * kRows, t.x + i * kRows, t.count, t.slab, scale(i),
+                                     epilogue(t, i));
       if (by_parameter) by_parameter[i].add(sum);
     }
     flush_chains(t.count, t.slab, plain, normalized, [&](Size r) {
       GradSums sum;
       for (Size i = 0; i < plan_.inner; ++i) {
-        double d = double(scalar(t.dy[i * kRows + r])) * double(parameters_.weight(i));
-        sum.add({d, d * t.slab.center(r).xhat(double(scalar(t.x[i * kRows + r])))});
+        GradSums terms = exact_terms(t.dy + i * kRows, t.x + i * kRows, r, t.slab, scale(i), epilogue(t, i));
+        sum.add(terms, double(parameters_.weight(i)));
       }
       return sum;
     });
@@ -199,6 +213,7 @@ class TinyRows {
   const Call& call_;
   const Plan& plan_;
   Parameters<R> parameters_;
+  Epilogue<T> epilogue_;
   const T* x_;
   const T* dy_;
   T* out_;

@@ -1,4 +1,4 @@
-// Sums of many vectors: four chains of at most 32 additions in R, flushed into float64.
+// Sums of many vectors: four chains of some 32 additions in R, flushed into float64.
 #pragma once
 
 #include "vector.hpp"
@@ -14,6 +14,7 @@ struct Total {
   Vec<double> low{}, high{};
 
   void add(int which, Vec<R> v) { chain[which] += v; }
+  void add(int which, Vec<R> a, Vec<R> b) { chain[which] = multiply_add(a, b, chain[which]); }
   void flush() {
     Vec<R> sum = (chain[0] + chain[1]) + (chain[2] + chain[3]);
     if constexpr (sizeof(R) == sizeof(float)) {
@@ -40,9 +41,7 @@ inline void each_link(Size n, F&& f, Flush&& flush) {
       f(i + 2 * L, Full{}, 2);
       f(i + 3 * L, Full{}, 3);
     }
-    if (i + L <= stop) f(i, Full{}, 0), i += L;
-    if (i + L <= stop) f(i, Full{}, 1), i += L;
-    if (i + L <= stop) f(i, Full{}, 2), i += L;
+    for (; i + L <= stop; i += L) f(i, Full{}, 0);
     if (i < stop) f(i, Part{int(stop - i)}, 3);
     flush();
   }

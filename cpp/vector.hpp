@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 // A loop over vectors: all that it calls becomes part of it, and it of nothing.
@@ -42,6 +44,32 @@ template <class R>
 using Bits = typename VectorOf<R>::bits;
 template <class R>
 constexpr int kLanes = kVectorBytes / int(sizeof(R));
+
+// a * b + c, rounded once where the instruction set can. Nothing else is contracted, since a compiler would do
+// so in one copy of a loop and not in the other, and a row's bits would depend on where it lies.
+inline Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_pd(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f64(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
 
 // Which lanes of a vector are meant: all of them, or the first few.
 struct Full {};
@@ -135,15 +163,20 @@ inline void each_vector(Size n, F&& f) {
 // The same for what is stored to `to`, whose whole cache lines are streamed if so wished.
 template <class R, class T, class F>
 inline void each_stored(const T* to, Size n, bool stream, F&& f) {
-  constexpr Size line = 64 / sizeof(T);
+  constexpr Size L = kLanes<R>, line = 64 / sizeof(T);
   Size head = Size(-(reinterpret_cast<std::uintptr_t>(to) / sizeof(T)) % line);
-  if (!stream || n < head + 8 * line) return each_vector<R>(n, f);
-  each_vector<R>(head, f);
-  Size i = head;
-  for (; i + line <= n; i += line) {
-    for (Size k = 0; k < line; k += kLanes<R>) f(i + k, Streamed{});
+  stream = stream && n >= head + 8 * line;
+  // Parts up to a line's beginning, whole vectors, parts again.
+  for (Size i = 0, stop = stream ? head : 0;; stop = n) {
+    for (; i < stop; i += L) f(i, Part{int(stop - i < L ? stop - i : L)});
+    i = stop;
+    if (i == n) return;
+    if (stream) {
+      for (stop = n - (n - i) % line; i < stop; i += L) f(i, Streamed{});
+    } else {
+      for (; i + L <= n; i += L) f(i, Full{});
+    }
   }
-  each_vector<R>(n - i, [&](Size k, auto lanes) { f(i + k, lanes); });
 }
 
 }  // namespace evenorm::EVENORM_ISA

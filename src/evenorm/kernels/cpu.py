@@ -6,8 +6,7 @@ and kept: one for each pattern, affine, shape and strides.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -44,6 +43,7 @@ except ImportError:
     _cpu = None
 
 _DTYPES = {} if _cpu is None else {getattr(torch, dtype): code for dtype, code in _cpu.DTYPES.items()}
+_NOTHING = Finish(Affine(), Epilogue())
 
 
 def available() -> bool:
@@ -74,6 +74,29 @@ def _planned(
     return _Planned(plan, _cpu.Plan(*levels, tuple(x), tuple(dy)))
 
 
+@lru_cache(maxsize=4096)
+def _prepared(
+    pattern: Pattern,
+    affine: Affine,
+    epilogue: Epilogue,
+    centered: bool,
+    eps: float,
+    dtype: torch.dtype,
+    parameter_dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: Strides,
+    grad_strides: Strides | None,
+) -> _Planned:
+    """The plan, and the extension's kernel on it: all of a call but its tensors."""
+    planned = _planned(pattern, affine, shape, strides, grad_strides)
+    if isinstance(planned, str):
+        raise ValueError(f"the cpu kernel has no plan: {planned}")
+    assert _cpu is not None
+    scaling = (_DTYPES[parameter_dtype], affine.offset, affine.cast == "before")
+    activation = (_cpu.ACTIVATIONS[epilogue.activation], epilogue.slope)
+    return _Planned(planned.plan, _cpu.Kernel(planned.native, _DTYPES[dtype], centered, eps, *scaling, *activation))
+
+
 def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | None:
     """Where there is no extension, no plan, or no plain memory to read."""
     if _cpu is None:
@@ -94,9 +117,9 @@ def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | No
 
 def moments(x: Tensor, pattern: Pattern, centered: bool, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and M2 of each group."""
-    call = _Call(x, pattern, Affine())
+    call = _Call(x, pattern, _NOTHING, centered)
     mean, m2 = call.new_statistics(), call.new_statistics()
-    call.run("moments", call.x, centered, mean, m2)
+    call.run("moments", call.x, mean, m2)
     return call.to_pattern(mean), call.to_pattern(m2)
 
 
@@ -104,32 +127,31 @@ def apply(
     x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish, mask: Tensor | None = None
 ) -> Tensor:
     """y = activation((x − mean) · rstd · (offset + weight) + bias + residual)."""
-    call = _Call(x, pattern, finish.affine, finish)
+    call = _Call(x, pattern, finish)
     y = call.new_output()
-    call.run("apply", call.x, y, call.to_memory(mean), call.to_memory(rstd), *call.scaling)
-    return _finished(call.natural(y), finish)
+    call.run("apply", call.x, y, call.to_memory(mean), call.to_memory(rstd), call.weight, call.bias, call.residual)
+    return call.natural(y)
 
 
 def forward(
     x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Moments, then apply, while the values are in cache: y, mean, M2."""
-    call = _Call(x, pattern, finish.affine, finish)
+    call = _Call(x, pattern, finish, centered, eps)
     y, mean, m2 = call.new_output(), call.new_statistics(), call.new_statistics()
-    call.run("forward", call.x, y, centered, eps, mean, m2, *call.scaling)
-    return _finished(call.natural(y), finish), call.to_pattern(mean), call.to_pattern(m2)
+    call.run("forward", call.x, y, mean, m2, call.weight, call.bias, call.residual)
+    return call.natural(y), call.to_pattern(mean), call.to_pattern(m2)
 
 
 def grad_sums(
     dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
-    dz = _before_activation(dy, x, pattern, mean, rstd, finish)
-    call = _Call(x, pattern, finish.affine, finish, dz)
+    call = _Call(x, pattern, finish, dy=dy)
     s1, s2 = call.new_statistics(), call.new_statistics()
     d_weight, d_bias = call.new_parameter(), call.new_parameter()
     statistics = (call.to_memory(mean), call.to_memory(rstd))
-    call.run("grad_sums", call.dy, call.x, *statistics, *call.slope, s1, s2, d_weight, d_bias)
+    call.run("grad_sums", call.dy, call.x, *statistics, *call.way_back, s1, s2, d_weight, d_bias)
     return call.to_pattern(s1), call.to_pattern(s2), call.to_affine(d_weight), call.to_affine(d_bias)
 
 
@@ -145,13 +167,12 @@ def grad_input(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """dx = rstd · (γ·dz − c1 − x̂·c2), and dz for the residual."""
-    dz = _before_activation(dy, x, pattern, mean, rstd, finish)
-    call = _Call(x, pattern, finish.affine, finish, dz)
-    dx = call.new_output()
+    call = _Call(x, pattern, finish, dy=dy)
+    dx, dz = call.new_output(), call.new_residual_gradient()
     statistics = (call.to_memory(mean), call.to_memory(rstd))
-    sums = tuple(None if c is None else call.to_memory(c) for c in (c1, c2))
-    call.run("grad_input", call.dy, call.x, dx, *statistics, *call.slope, *sums)
-    return call.natural(dx), dz if finish.has_residual else None
+    sums = (None if c is None else call.to_memory(c) for c in (c1, c2))
+    call.run("grad_input", call.dy, call.x, dx, *statistics, *call.way_back, *sums, dz)
+    return call.natural(dx), call.residual_gradient(dy, dz)
 
 
 def backward(
@@ -166,33 +187,12 @@ def backward(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The sums, then the input's gradient, while the values are in cache: dx, Σ dz·x̂, Σ dz, dz."""
-    dz = dy
-    if finish.epilogue.activation != "identity":
-        rstd = (m2 / (x.numel() // mean.numel()) + eps).rsqrt()
-        dz = _before_activation(dy, x, pattern, mean, rstd, finish)
-    call = _Call(x, pattern, finish.affine, finish, dz)
-    dx, d_weight, d_bias = call.new_output(), call.new_parameter(), call.new_parameter()
-    statistics = (centered, eps, call.to_memory(mean), call.to_memory(m2))
-    call.run("backward", call.dy, call.x, dx, *statistics, *call.slope, d_weight, d_bias)
-    d_residual = dz if finish.has_residual else None
-    return call.natural(dx), call.to_affine(d_weight), call.to_affine(d_bias), d_residual
-
-
-def _finished(z: Tensor, finish: Finish) -> Tensor:
-    """Activation and residual, which the extension leaves to torch."""
-    if finish.residual is not None:
-        z = z + finish.residual.to(z.dtype)
-    return z if finish.epilogue.activation == "identity" else finish.epilogue.apply(z)
-
-
-def _before_activation(dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish) -> Tensor:
-    """The gradient on the activation's input, dz = dy · activation'(z); z is computed again, not kept."""
-    if finish.epilogue.activation == "identity":
-        return dy
-    z = finish.output
-    if z is None:
-        z = apply(x, pattern, mean, rstd, replace(finish, epilogue=Epilogue()))
-    return dy * finish.epilogue.derivative(z)
+    call = _Call(x, pattern, finish, centered, eps, dy)
+    dx, dz = call.new_output(), call.new_residual_gradient()
+    d_weight, d_bias = call.new_parameter(), call.new_parameter()
+    statistics = (call.to_memory(mean), call.to_memory(m2))
+    call.run("backward", call.dy, call.x, dx, *statistics, *call.way_back, d_weight, d_bias, dz)
+    return call.natural(dx), call.to_affine(d_weight), call.to_affine(d_bias), call.residual_gradient(dy, dz)
 
 
 class _Call:
@@ -202,40 +202,50 @@ class _Call:
         self,
         x: Tensor,
         pattern: Pattern,
-        affine: Affine,
-        finish: Finish | None = None,
+        finish: Finish,
+        centered: bool = True,
+        eps: float = 0.0,
         dy: Tensor | None = None,
     ) -> None:
-        planned = _planned(pattern, affine, x.shape, x.stride(), None if dy is None else dy.stride())
-        if isinstance(planned, str):
-            raise ValueError(f"the cpu kernel has no plan: {planned}")
-        self.like = x
-        self.plan, self.native = planned
+        parameters = [p for p in (finish.weight, finish.bias) if p is not None]
+        dtype = reduce(torch.promote_types, (p.dtype for p in parameters)) if parameters else x.dtype
+        grad_strides = None if dy is None else dy.stride()
+        self.plan, self.native = _prepared(
+            *(pattern, finish.affine, finish.epilogue, centered, eps, x.dtype, dtype),
+            *(x.shape, x.stride(), grad_strides),
+        )
+        self.like, self.finish = x, finish
         self.x = x if self.plan.x is not None else self._dense(x)
         self.dy = dy if dy is None or (self.plan.dy is not None and not dy.is_neg()) else self._dense(dy)
-        if finish is not None:
-            self._take(finish)
+        self.weight, self.bias = self._parameter(finish.weight, dtype), self._parameter(finish.bias, dtype)
+        self.residual = self._beside(finish.residual)
 
-    def _take(self, finish: Finish) -> None:
-        """The affine in the order of the extension's arguments: as forward verbs want it, and as backward ones."""
-        weight, bias = finish.weight, finish.bias
-        dtype = self.like.dtype if weight is None and bias is None else None
-        for parameter in (weight, bias):
-            if parameter is not None:
-                dtype = parameter.dtype if dtype is None else torch.promote_types(dtype, parameter.dtype)
-        assert dtype is not None
-        weight, bias = self._parameter(weight, dtype), self._parameter(bias, dtype)
-        self.scaling = (_DTYPES[dtype], weight, bias, finish.affine.offset, finish.affine.cast == "before")
-        self.slope = (_DTYPES[dtype], weight, finish.affine.offset)
+    @property
+    def way_back(self) -> tuple[Tensor | None, ...]:
+        """What the backward verbs need of the epilogue's way from x̂ to y, as the extension orders it."""
+        if self.finish.epilogue.activation == "identity":
+            return self.weight, None, None, None
+        output = self._beside(self.finish.output)
+        return (self.weight, self.bias, self.residual, None) if output is None else (self.weight, None, None, output)
 
-    def run(self, verb: str, *operands: Tensor | float | None) -> None:
+    def run(self, verb: str, *operands: Tensor | None) -> None:
         """Call a verb of the extension with the operands' addresses."""
-        addresses = [o.data_ptr() if isinstance(o, Tensor) else 0 if o is None else o for o in operands]
-        getattr(_cpu, verb)(self.native, _DTYPES[self.like.dtype], *addresses)
+        getattr(self.native, verb)(*[0 if o is None else o.data_ptr() for o in operands])
 
     def new_output(self) -> Tensor:
         """Room for y or dx, dense in the plan's order."""
         return torch.empty_strided(self.like.shape, self.plan.dense, dtype=self.like.dtype)
+
+    def new_residual_gradient(self) -> Tensor | None:
+        """Room for dz, where it is wanted and not dy."""
+        bent = self.finish.epilogue.activation != "identity"
+        return self.new_output() if bent and self.finish.has_residual else None
+
+    def residual_gradient(self, dy: Tensor, dz: Tensor | None) -> Tensor | None:
+        """The residual's gradient."""
+        if dz is None:
+            return dy if self.finish.has_residual else None
+        return self.natural(dz)
 
     def natural(self, output: Tensor) -> Tensor:
         """The output in the memory format that torch would give it; a copy where the plan had to permute."""
@@ -272,8 +282,14 @@ class _Call:
         shaped = parameter.detach().to(dtype).reshape(self.plan.parameter_shape)
         return _permuted(shaped, order).contiguous()
 
+    def _beside(self, tensor: Tensor | None) -> Tensor | None:
+        """A residual or an output as the plan's output lies."""
+        if tensor is None or (tensor.stride() == self.plan.dense and tensor.dtype == self.like.dtype):
+            return None if tensor is None else tensor.resolve_neg()
+        return self._dense(tensor)
+
     def _dense(self, tensor: Tensor) -> Tensor:
-        return torch.empty_strided(tensor.shape, self.plan.dense, dtype=tensor.dtype).copy_(tensor)
+        return torch.empty_strided(tensor.shape, self.plan.dense, dtype=self.like.dtype).copy_(tensor)
 
 
 def _permuted(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:

@@ -1,0 +1,68 @@
+// Weight and bias of a dense run: one of each, or one for each element.
+#pragma once
+
+#include "element.hpp"
+
+namespace evenorm::EVENORM_ISA {
+
+// One weight and bias for the whole run.
+template <class R>
+struct Uniform {
+  R w, b;
+
+  Uniform weights() const { return {w, 0}; }
+
+  template <class Lanes>
+  Vec<R> weight(Size, Lanes) const {
+    return splat<R>(w);
+  }
+  template <class Lanes>
+  Vec<R> affine(Vec<R> xhat, Size, Lanes) const {
+    return multiply_add(xhat, splat<R>(w), splat<R>(b));
+  }
+  double weight(Size) const { return double(w); }
+  double affine(double xhat, Size) const { return xhat * double(w) + double(b); }
+};
+
+// One weight, and bias where there is one, for each element of the run.
+template <class R, bool kBias>
+struct Elementwise {
+  const R* w;
+  const R* b;
+
+  Elementwise<R, false> weights() const { return {w, nullptr}; }
+
+  template <class Lanes>
+  Vec<R> weight(Size i, Lanes lanes) const {
+    return load<R>(w + i, lanes);
+  }
+  template <class Lanes>
+  Vec<R> affine(Vec<R> xhat, Size i, Lanes lanes) const {
+    Vec<R> scale = load<R>(w + i, lanes);
+    if constexpr (kBias) return multiply_add(xhat, scale, load<R>(b + i, lanes));
+    return xhat * scale;
+  }
+  double weight(Size i) const { return double(w[i]); }
+  double affine(double xhat, Size i) const {
+    return xhat * double(w[i]) + (kBias ? double(b[i]) : 0);
+  }
+};
+
+// Calls f with the scale by element for the parameters from `index` on.
+template <class Parameters, class F>
+inline auto with_elements(const Parameters& parameters, Size index, const F& f) {
+  using R = typename Parameters::Value;
+  const R* w = parameters.weight() + index;
+  if (parameters.bias()) return f(Elementwise<R, true>{w, parameters.bias() + index});
+  return f(Elementwise<R, false>{w, nullptr});
+}
+
+// Calls f with the scale for the parameters at `index`.
+template <class Parameters, class F>
+inline auto with_scale(const Parameters& parameters, Size index, const F& f) {
+  using R = typename Parameters::Value;
+  if (parameters.by_element()) return with_elements(parameters, index, f);
+  return f(Uniform<R>{parameters.weight(index), parameters.bias(index)});
+}
+
+}  // namespace evenorm::EVENORM_ISA
