@@ -31,7 +31,7 @@ from evenorm.layers import (
 )
 from evenorm.weights import spectral_norm, weight_norm
 from evenorm.explain import Explanation, explain
-from evenorm.surgery import Proof, ProofError, SurgeryReport, accelerate, revert
+from evenorm.surgery import Proof, ProofError, SurgeryReport, accelerate, fold, revert
 from evenorm.doctor import Examination, Finding, Monitor, examine
 
 __all__ = [
@@ -71,6 +71,7 @@ __all__ = [
     "accelerate",
     "examine",
     "explain",
+    "fold",
     "normalize",
     "revert",
     "spectral_norm",

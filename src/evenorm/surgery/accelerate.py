@@ -9,7 +9,7 @@ from torch import nn
 
 from evenorm.surgery.change import become, restore
 from evenorm.surgery.fuse import fuse
-from evenorm.surgery.proof import Inputs, ProofError, observe, prove
+from evenorm.surgery.proof import Inputs, ProofError, observe, prove, widened
 from evenorm.surgery.recognize import recognize
 from evenorm.surgery.report import SurgeryReport
 from evenorm.surgery.snapshot import atomic
@@ -53,11 +53,11 @@ def accelerate(model: nn.Module, example_inputs: Any = None, *, inplace: bool = 
     target = model if inplace else copy.deepcopy(model)
     inputs = None if example_inputs is None else Inputs.of(example_inputs)
     with atomic(target):
-        before = None if inputs is None else observe(target, inputs)
+        before = None if inputs is None else observe(*widened(target, inputs))
         _replace(target, found)
         fuse(target, inputs, found)
         if inputs is not None and before is not None:
-            found.proof = prove(before, observe(target, inputs), target, inputs)
+            found.proof = prove(before, observe(*widened(target, inputs)), *widened(target, inputs))
             if not found.proof.holds:
                 raise ProofError(f"accelerate: the outputs changed by {found.proof}; the model is as it was")
     return (target, found) if report else target

@@ -15,7 +15,7 @@ from torch import fx, nn
 from evenorm.epilogue import Epilogue
 from evenorm.layers import Layer
 from evenorm.surgery.patterns import addends, epilogue_of, writes, writes_to_the_first
-from evenorm.surgery.proof import Inputs, Proof, ProofError, observe, prove
+from evenorm.surgery.proof import Inputs, Proof, ProofError, observe, prove, widened
 from evenorm.surgery.report import SurgeryReport
 from evenorm.surgery.rewrite import Code, Forward, fused, is_hooked, rewrite
 from evenorm.surgery.snapshot import atomic, untouched
@@ -165,10 +165,12 @@ def _install(module: nn.Module, forward: Forward, inputs: Inputs | None) -> Proo
     proof: Proof | None = None
     try:
         with atomic(module):
-            before = {mode: observe(module, inputs, training=mode) for mode in forward.codes}
+            before = {mode: observe(*widened(module, inputs), training=mode) for mode in forward.codes}
             rewrite(module, forward)
             for mode, old in before.items():
-                found = prove(old, observe(module, inputs, training=mode), module, inputs, training=mode)
+                found = prove(
+                    old, observe(*widened(module, inputs), training=mode), *widened(module, inputs), training=mode
+                )
                 proof = found if proof is None or found.error > proof.error or not found.holds else proof
                 if not found.holds:
                     raise ProofError(str(found))

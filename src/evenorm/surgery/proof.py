@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from evenorm.surgery.snapshot import untouched
 
-__all__ = ["Inputs", "Proof", "ProofError", "observe", "prove"]
+__all__ = ["Inputs", "Proof", "ProofError", "observe", "prove", "widened"]
 
 _DRAWS = 3
 # Rounding happens at each operation and not at parameters alone; so many times the measured effect is allowed.
@@ -86,8 +86,9 @@ class Inputs:
         return Inputs(args, kwargs)
 
     def random(self) -> Inputs:
-        """Arguments of the same shapes with other values; integers and booleans stay."""
-        return self.map(lambda t: torch.randn_like(t) * (t.detach().float().std(correction=0) + 0.5).to(t.dtype))
+        """Arguments of the same shapes with other values, always the same; integers and booleans stay."""
+        generator = torch.Generator().manual_seed(0)
+        return self.map(lambda t: torch.randn(t.shape, generator=generator).to(t.device, t.dtype))
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -106,12 +107,19 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(getattr(value, f.name))
 
 
+def widened(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """Model and inputs; copies in float32 where any of the model is in half precision."""
+    half = (torch.float16, torch.bfloat16)
+    if not any(t.dtype in half for t in (*model.parameters(), *model.buffers())):
+        return model, inputs
+    return copy.deepcopy(model).float(), inputs.map(lambda t: t.float() if t.dtype in half else t)
+
+
 def observe(model: nn.Module, inputs: Inputs, *, training: bool | None = False) -> list[Tensor]:
     """The outputs of one call; the model, its buffers and the random numbers stay what they were.
 
     ``training=None`` leaves each module in its mode.
     """
-    model, inputs = _widened(model, inputs)
     with untouched(model):
         if training is not None:
             model.train(training)
@@ -130,7 +138,6 @@ def prove(
     """Compare two lists of outputs; ``model`` and ``inputs`` say how far rounding moves them."""
     if [t.shape for t in before] != [t.shape for t in after]:
         return Proof(math.inf, 0.0)
-    model, inputs = _widened(model, inputs)
     moved = [_moved(model, inputs, training, seed) for seed in range(_DRAWS)]
     error = bound = 0.0
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -145,14 +152,6 @@ def prove(
         if math.isnan(found) or found - allowed > error - bound or not bound:
             error, bound = found, allowed
     return Proof(error, bound)
-
-
-def _widened(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
-    """A copy in float32 where anything is in half precision."""
-    half = (torch.float16, torch.bfloat16)
-    if not any(t.dtype in half for t in (*model.parameters(), *model.buffers())):
-        return model, inputs
-    return copy.deepcopy(model).float(), inputs.map(lambda t: t.float() if t.dtype in half else t)
 
 
 def _moved(model: nn.Module, inputs: Inputs, training: bool | None, seed: int) -> list[Tensor]:

@@ -8,7 +8,7 @@ whose call the rewriting skips, or a compiler or exporter looks on, the module's
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as globally
 
 from evenorm import kernels
-from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
 from evenorm.layers import Layer
-from evenorm.recipe import Recipe
 from evenorm.surgery.change import become
 from evenorm.surgery.trace import Arguments, Trace, bind
 
@@ -37,18 +35,17 @@ def is_hooked(module: nn.Module) -> bool:
 
 def fused(layer: Layer, input: Tensor, residual: Tensor | None, epilogue: Epilogue) -> Tensor:
     """activation(layer(input) + residual) in one sweep; one after the other where the shapes do not allow it."""
-    plain = residual is None or (residual.shape == input.shape and residual.dtype == input.dtype)
-    if plain and (not layer.forms or input.dim() in [form.count(",") + 1 for form in layer.forms]):
-        recipe = _with_epilogue(layer.recipe, epilogue)
-        layer.check(input, recipe)
-        return layer.normalize(input, recipe, layer.weight, layer.bias, residual)
-    y = layer(input)
-    return epilogue.apply(y if residual is None else y + residual)
-
-
-@cached
-def _with_epilogue(recipe: Recipe, epilogue: Epilogue) -> Recipe:
-    return replace(recipe, epilogue=epilogue)
+    if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
+        return epilogue.apply(layer(input) + residual)
+    own = layer.__dict__
+    # The layer with another epilogue: the same parameters, buffers and settings.
+    other = object.__new__(type(layer))
+    other.__dict__ = {**own, "epilogue": epilogue}
+    y: Tensor = other.forward(input, residual=residual)
+    for name, value in other.__dict__.items():
+        if name != "epilogue" and own.get(name) is not value:
+            own[name] = value
+    return y
 
 
 @dataclass(frozen=True)
