@@ -67,7 +67,7 @@ def test_frozen_normalizes_with_the_history_and_never_moves() -> None:
     for training in (True, False):
         y = observe(Frozen(), kept, x, training)
         torch.testing.assert_close(y, (x - kept.mean) / (kept.variance + 1e-5).sqrt())
-    assert all(torch.equal(a, b) for a, b in zip(before, kept, strict=True) if b is not None)
+    assert all(torch.equal(a, b) for a, b in zip(before, kept[:3], strict=True) if b is not None)
 
 
 def test_batch_ignores_the_history() -> None:

@@ -9,7 +9,20 @@ from evenorm.pattern import Pattern, PatternError
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
 from evenorm.moments import Moments
-from evenorm.statistics import Batch, Cumulative, Frozen, History, Running
+from evenorm.statistics import (
+    Accumulated,
+    Batch,
+    Cumulative,
+    Frozen,
+    History,
+    PerDomain,
+    Ramp,
+    Renorm,
+    Running,
+    Synced,
+    SyncError,
+    lockstep,
+)
 from evenorm.recipe import Recipe
 from evenorm.functional import normalize
 from evenorm.layers import (
@@ -28,6 +41,7 @@ from evenorm.layers import (
     Norm,
     RMSNorm,
     RMSNorm2d,
+    SyncBatchNorm,
 )
 from evenorm.weights import spectral_norm, weight_norm
 from evenorm.explain import Explanation, explain
@@ -35,6 +49,7 @@ from evenorm.surgery import Proof, ProofError, SurgeryReport, accelerate, fold, 
 from evenorm.doctor import Examination, Finding, Monitor, examine
 
 __all__ = [
+    "Accumulated",
     "Affine",
     "Batch",
     "BatchNorm1d",
@@ -61,17 +76,24 @@ __all__ = [
     "Norm",
     "Pattern",
     "PatternError",
+    "PerDomain",
     "Proof",
     "ProofError",
     "RMSNorm",
     "RMSNorm2d",
+    "Ramp",
     "Recipe",
+    "Renorm",
     "Running",
     "SurgeryReport",
+    "SyncBatchNorm",
+    "SyncError",
+    "Synced",
     "accelerate",
     "examine",
     "explain",
     "fold",
+    "lockstep",
     "normalize",
     "revert",
     "spectral_norm",

@@ -1,8 +1,9 @@
-"""normalize(): a recipe meets a tensor. Check → operator → history."""
+"""normalize(): a recipe meets a tensor. Check → operator → history, which is a new value."""
 
 from __future__ import annotations
 
 from math import prod
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -12,13 +13,62 @@ from evenorm.affine import Affine
 from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
 from evenorm.kernels import aten
+from evenorm.kernels import mask as masks
 from evenorm.moments import Moments
-from evenorm.operator import Settings, call
+from evenorm.operator import Settings, Step, fused, staged
 from evenorm.pattern import Pattern, PatternError, naming
 from evenorm.recipe import Recipe
-from evenorm.statistics import Batch, History, Statistics
+from evenorm.statistics import Batch, History, Source, Statistics, Tag, absorbed
+from evenorm.statistics.group import Group
+from evenorm.statistics.lockstep import Lane, current
 
-__all__ = ["compute", "normalize", "remember", "run"]
+__all__ = ["compute", "normalize", "recomputing", "remember", "run"]
+
+
+@overload
+def normalize(
+    x: Tensor,
+    pattern: str | Pattern,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    affine: str | Affine = "",
+    centered: bool = True,
+    eps: float | None = 1e-5,
+    statistics: Statistics | None = None,
+    history: History | None = None,
+    state: None = None,
+    history_axes: str = "",
+    training: bool = True,
+    activation: str | Epilogue | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    kernel: str | None = None,
+    **sizes: int,
+) -> Tensor: ...
+
+
+@overload
+def normalize(
+    x: Tensor,
+    pattern: str | Pattern,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    affine: str | Affine = "",
+    centered: bool = True,
+    eps: float | None = 1e-5,
+    statistics: Statistics | None = None,
+    history: None = None,
+    state: History,
+    history_axes: str = "",
+    training: bool = True,
+    activation: str | Epilogue | None = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    kernel: str | None = None,
+    **sizes: int,
+) -> tuple[Tensor, History]: ...
 
 
 def normalize(
@@ -32,13 +82,15 @@ def normalize(
     eps: float | None = 1e-5,
     statistics: Statistics | None = None,
     history: History | None = None,
+    state: History | None = None,
     history_axes: str = "",
     training: bool = True,
     activation: str | Epilogue | None = None,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
     kernel: str | None = None,
     **sizes: int,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, History]:
     r"""Normalize over the bracketed axes of a pattern.
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot \gamma + \beta
@@ -53,15 +105,18 @@ def normalize(
         eps: added to the variance; ``None`` is the machine epsilon (float32's for half precision).
         statistics: where mean and variance come from; this batch unless given.
         history: running mean, running variance, number of updates; updated in place in training.
+        state: the same as a value: nothing is written, and the call returns y and the state after it.
         history_axes: the axes of the history.
         training: whether this is a training step.
         activation: what follows, by name, or an ``Epilogue``.
         residual: a tensor of the input's shape, added before the activation.
+        mask: boolean, True = valid; of the input's shape, or without the axes of the affine. The rest influences
+            nothing, may hold NaN, and comes out as zeros.
         kernel: the kernel to use, by name; chosen unless given.
         sizes: sizes of named axes, ``g=8``.
 
     Returns:
-        A tensor of the input's shape, dtype and memory format.
+        A tensor of the input's shape, dtype and memory format; with ``state`` y and the state after this call.
 
     Raises:
         PatternError: the pattern cannot be read or does not fit the shape.
@@ -72,6 +127,12 @@ def normalize(
     >>> normalize(x, "n [d]", eps=0.0)
     tensor([[-1.,  1.],
             [-1.,  1.]])
+    >>> from evenorm import History, Running
+    >>> y, state = normalize(
+    ...     x, "[n] c", eps=0.0, statistics=Running(0.5), history_axes="c", state=History.fresh(2), training=True
+    ... )
+    >>> state.mean, state.updates
+    (tensor([1.5000, 3.0000]), tensor(1))
     """
     if not isinstance(pattern, (str, Pattern)):
         raise TypeError(f"normalize: expected a pattern such as 'n c [...]', got {pattern!r}")
@@ -87,7 +148,17 @@ def normalize(
             Epilogue.of(activation),
             kernel,
         )
-    return run(recipe, x, weight, bias, history, training, "normalize", residual)
+        if history is not None and state is not None:
+            raise ValueError("give the history, which is written to, or the state, which is not, and not both")
+        if mask is not None:
+            mask = masks.lay(mask, x, parsed.bind(x.shape), recipe.affine.axes)
+    given = history if state is None else state
+    y, after = run(recipe, x, weight, bias, given, training, "normalize", residual=residual, mask=mask)
+    if state is not None:
+        return y, state if after is None else after.like(state)
+    if history is not None and after is not None:
+        history.become(after)
+    return y
 
 
 def run(
@@ -98,18 +169,41 @@ def run(
     history: History | None,
     training: bool,
     caller: object,
+    *,
     residual: Tensor | None = None,
-) -> Tensor:
-    """Normalize by a recipe; in training the history takes this batch in, last of all."""
+    mask: Tensor | None = None,
+    tag: Tag | None = None,
+    least: int = 1,
+) -> tuple[Tensor, History | None]:
+    """y, and the history after this call where it moves.
+
+    Args:
+        tag: where in the program this call is, for ranks that synchronize.
+        least: values that a statistic needs, all ranks together.
+    """
     given = observing = None
     if history is not None and recipe.statistics.remembers(training):
         given = history
     elif training:
         observing = history
-    y, moments = compute(recipe, x, weight, bias, caller, residual=residual, given=given, observing=observing)
-    if observing is not None and moments is not None:
-        remember(recipe, observing, moments)
-    return y
+    y, moments = compute(
+        *(recipe, x, weight, bias, caller),
+        residual=residual,
+        mask=mask,
+        given=given,
+        observing=observing,
+        training=training,
+        tag=tag,
+        least=least,
+    )
+    if observing is None or moments is None or recomputing():
+        return y, None
+    return y, remember(recipe, observing, moments, caller)
+
+
+def recomputing() -> bool:
+    """Whether this call is a recomputation under activation checkpointing: it runs inside a backward pass."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def compute(
@@ -120,38 +214,103 @@ def compute(
     caller: object,
     *,
     residual: Tensor | None,
+    mask: Tensor | None = None,
     given: History | None,
     observing: History | None,
+    training: bool,
+    tag: Tag | None = None,
+    least: int = 1,
 ) -> tuple[Tensor, Moments | None]:
     """y, and the batch's moments for a history that is observing; one that is given stands in their place."""
     pattern, axes = recipe.pattern.text, recipe.axes
     if given is not None:
         pattern, axes = recipe.remembered, recipe.remembered_axes
     _check(recipe, pattern, axes, x, weight, bias, residual, given or observing, caller)
-    mean, variance = (None, None) if given is None else (given.mean, given.variance)
-    affine, epilogue = recipe.affine, recipe.epilogue
+    affine, epilogue, source = recipe.affine, recipe.epilogue, recipe.source
     settings = Settings(
         *(pattern, axes, recipe.centered, recipe.eps_for(x.dtype), affine.offset, affine.cast),
         *(epilogue.activation, epilogue.slope, recipe.kernel),
     )
-    if kernels.exporting() and observing is None:
+    if given is None and training and not source.is_alone:
+        step = _step(recipe, source, x, observing, tag or Tag(), caller)
+        y, whole = staged(x, weight, bias, residual, mask, step, settings)
+        _check_total(whole, step.group, least, caller)
+        return y, whole
+    mean, variance = (None, None) if given is None else (given.mean, given.variance)
+    if kernels.exporting() and observing is None and mask is None:
         exported = aten.normalize(x, weight, bias, mean, variance, settings.parsed(), settings.centered, settings.eps)
         if exported is not None:
             return epilogue.apply(exported if residual is None else exported + residual), None
-    y, mean, m2 = call(x, weight, bias, mean, variance, residual, settings)
+    y, mean, m2 = fused(x, weight, bias, mean, variance, residual, mask, settings)
     if observing is None:
         return y, None
-    return y, Moments(x.numel() // max(prod(mean.shape), 1), mean, m2)
+    if mask is None:
+        return y, Moments(x.numel() // max(prod(mean.shape), 1), mean, m2)
+    return y, Moments(masks.counts(mask, recipe.pattern.bind(x.shape)), mean, m2)
 
 
-def remember(recipe: Recipe, history: History, moments: Moments) -> None:
-    """Take a batch's moments into the history. An empty batch teaches nothing."""
-    if not isinstance(moments.count, Tensor) and moments.count == 0:
+def _step(recipe: Recipe, source: Source, x: Tensor, history: History | None, tag: Tag, caller: object) -> Step:
+    """What happens between the verbs of this call."""
+    group: Group | None = None if source.synced is None else source.synced.group
+    if group is not None and group.size == 1:
+        group = None
+    past = renormed = None
+    if source.window is not None:
+        lane = current()
+        if lane is not None:
+            group = Lane(lane.turns, lane.index, group)
+            if lane.turns.size > source.window.window:
+                raise ValueError(
+                    f"{caller}: the window has {source.window.window} micro-batches, lockstep brought {lane.turns.size}"
+                )
+        elif source.window.gradients == "exact":
+            raise ValueError(
+                f"{caller}: exact gradients need all {source.window.window} micro-batches at once; run the step in "
+                f"evenorm.lockstep(step, batches), or choose Accumulated(…, gradients='approximate')"
+            )
+        elif history is not None and history.window is not None:
+            past = history.copied().window
+    if source.renorm is not None:
+        if history is None:
+            raise ValueError(f"{caller}: Renorm needs a history to correct toward; give history=, or track statistics")
+        kept = recipe.pattern.kept_names(len(recipe.pattern.bind(x.shape).kept))
+        shape = iter(history.mean.shape)
+        wide = [next(shape) if name in recipe.history else 1 for name in kept]
+        renormed = history.copied()._replace(
+            mean=history.mean.clone().reshape(wide), variance=history.variance.clone().reshape(wide)
+        )
+    number = None
+    if group is not None:
+        tag = tag if history is None else tag._replace(updates=history.updates)
+        number = tag.number(torch.empty(0, dtype=torch.float64, device=x.device))
+    return Step(group, number, None if past is None else past.moments, source.renorm, renormed, recomputing())
+
+
+def _check_total(whole: Moments, group: Group | None, least: int, caller: object) -> None:
+    """Refuse a variance of one value in all ranks together; every rank does."""
+    if group is None or least < 2 or torch.compiler.is_compiling() or not isinstance(whole.count, Tensor):
         return
+    if whole.count.device.type == "cpu" and whole.count.numel() and whole.count.max() < least:
+        raise ValueError(
+            f"{caller}: expected at least {least} values per statistic, got {int(whole.count.max())} in all "
+            f"{group.size} ranks together"
+        )
+
+
+def remember(recipe: Recipe, history: History, moments: Moments, caller: object) -> History | None:
+    """The history after a batch with these moments; ``None`` where it stays. An empty batch teaches nothing."""
+    if not isinstance(moments.count, Tensor) and moments.count == 0:
+        return None
+    lane = current() if recipe.source.window is not None else None
+    if lane is not None:
+        # The window came at once: one of its micro-batches writes it down.
+        if not lane.leads:
+            return None
+        history = history._replace(window=None)
     kept = recipe.pattern.kept_names(moments.mean.dim())
+    averaged = tuple(i for i, name in enumerate(kept) if name not in recipe.history)
     with torch.no_grad():
-        mean, variance = moments.averaged(tuple(i for i, name in enumerate(kept) if name not in recipe.history))
-        recipe.statistics.update(history, mean.reshape(history.mean.shape), variance.reshape(history.mean.shape))
+        return absorbed(recipe.source, history, moments, averaged, caller)
 
 
 def _check(

@@ -45,7 +45,9 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """The biased variance M2 / n, which normalizes."""
+        """The biased variance M2 / n, which normalizes; 0 where there are no values."""
+        if isinstance(self.count, Tensor):
+            return self.M2 / self.count.clamp_min(1)
         return self.M2 / self.count
 
     @property
@@ -89,14 +91,19 @@ class Moments:
         counts = [torch.as_tensor(p.count, dtype=p.mean.dtype, device=p.mean.device).expand_as(p.mean) for p in parts]
         return Moments(torch.cat(counts), torch.cat([p.mean for p in parts]), torch.cat([p.M2 for p in parts]))
 
-    def averaged(self, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance, each averaged over some axes with the counts for weights.
+    def averaged(self, axes: tuple[int, ...], variance: str = "unbiased") -> tuple[Tensor, Tensor]:
+        """Mean and variance, each averaged over some axes with the counts for weights.
 
         There is no between-group term: what torch's InstanceNorm keeps, and the usual ghost batch.
+
+        Args:
+            variance: ``"biased"`` for M2 / n.
         """
+        spread = self.variance if variance == "biased" else self.unbiased
         if not axes:
-            return self.mean, self.unbiased
+            return self.mean, spread
         if not isinstance(self.count, Tensor):
-            return self.mean.mean(axes), self.unbiased.mean(axes)
-        weight = self.count / self.count.sum(axes, keepdim=True)
-        return (self.mean * weight).sum(axes), (self.unbiased * weight).sum(axes)
+            return self.mean.mean(axes), spread.mean(axes)
+        count = self.count.expand(self.mean.shape)
+        weight = count / count.sum(axes, keepdim=True).clamp_min(1)
+        return (self.mean * weight).sum(axes), (spread * weight).sum(axes)

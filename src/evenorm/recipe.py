@@ -10,7 +10,7 @@ import torch
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
 from evenorm.pattern import Pattern, PatternError
-from evenorm.statistics import Batch, Statistics
+from evenorm.statistics import Batch, PerDomain, Source, Statistics
 
 __all__ = ["Recipe"]
 
@@ -45,6 +45,8 @@ class Recipe:
     epilogue: Epilogue = field(default_factory=Epilogue)
     kernel: str | None = None
 
+    # The statistics laid flat; of a choice among domains, that of this batch.
+    source: Source = field(init=False, compare=False, repr=False)
     # As text, which operators take: the pattern of the history, the affine's axes.
     remembered: str = field(init=False, compare=False, repr=False)
     axes: str = field(init=False, compare=False, repr=False)
@@ -55,8 +57,12 @@ class Recipe:
             raise ValueError(f"eps must be a finite number of at least 0, got {self.eps!r}")
         if not isinstance(self.statistics, Statistics):
             raise ValueError(
-                f"statistics must be Batch(), Running(…), Cumulative() or Frozen(), got {self.statistics!r}"
+                f"statistics must be Batch(), Running(…), Cumulative(), Frozen(), or composed of them by Renorm(), "
+                f"Synced(), Accumulated(…), PerDomain(…); got {self.statistics!r}"
             )
+        chosen = self.statistics.on(Batch())
+        object.__setattr__(self, "statistics", chosen)
+        object.__setattr__(self, "source", (Batch() if isinstance(chosen, PerDomain) else chosen).flat())
         kept = [f.name for f in self.pattern.factors if not f.reduced]
         for name in self.history:
             if name not in kept:

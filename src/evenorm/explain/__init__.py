@@ -125,7 +125,8 @@ def _of_layer(layer: Layer, recipe: Recipe, x: Tensor) -> Explanation:
         pattern = Pattern.parse(recipe.remembered)
     elif chunk and x.shape[0] % chunk:
         x, pattern, note = _whole_chunks(pattern, x, chunk)
-    kept = [t for t in history or () if t is not None]
+    # What torch has buffers for too.
+    kept = [t for t in (history or ())[:3] if t is not None]
     own = [t for t in (layer.weight, layer.bias) if t is not None]
     try:
         pattern.bind(x.shape)

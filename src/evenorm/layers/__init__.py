@@ -4,7 +4,7 @@ Where torch has a layer of the same name ours derives from it, so ``isinstance``
 initializers, optimizers and exporters know it.
 """
 
-from evenorm.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from evenorm.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from evenorm.layers.feature import LayerNorm, LayerNorm2d, RMSNorm, RMSNorm2d
 from evenorm.layers.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from evenorm.layers.group import GroupNorm
@@ -29,4 +29,5 @@ __all__ = [
     "Norm",
     "RMSNorm",
     "RMSNorm2d",
+    "SyncBatchNorm",
 ]

@@ -9,32 +9,47 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
-from evenorm.layers.layer import BatchLayer
-from evenorm.pattern import Pattern
+from evenorm.layers.remembering import BatchLayer
+from evenorm.pattern import Pattern, naming
+from evenorm.statistics import Composed, Statistics, Synced
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "FusedBatchNorm1d", "FusedBatchNorm2d", "FusedBatchNorm3d"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "FusedBatchNorm1d",
+    "FusedBatchNorm2d",
+    "FusedBatchNorm3d",
+    "SyncBatchNorm",
+]
 
 
 class _BatchNorm(BatchLayer):
     pattern, scaling, history_axes = Pattern.parse("[n] c [...]"), Affine("c"), ("c",)
     fused: type[_BatchNorm] | None = None
 
-    def __new__(cls, *args: Any, activation: str | Epilogue | None = None, **kwargs: Any) -> Self:
-        """With an activation, the class that other people's converters leave alone.
+    def __new__(
+        cls,
+        *args: Any,
+        activation: str | Epilogue | None = None,
+        statistics: Statistics | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """With an activation or statistics, the class that other people's converters leave alone.
 
-        They rebuild every ``_BatchNorm`` of torch's as a bare one, and would drop the activation in silence.
+        They rebuild every ``_BatchNorm`` of torch's as a bare one, and would drop both in silence.
         """
         fused: Any = cls.__dict__.get("fused")
-        if activation is None or fused is None:
+        if fused is None or (activation is None and statistics is None):
             return super().__new__(cls)
-        return fused(*args, activation=activation, **kwargs)
+        return fused(*args, activation=activation, statistics=statistics, **kwargs)
 
 
 class FusedBatchNorm1d(_BatchNorm, _NormBase):
-    """What ``BatchNorm1d(…, activation=…)`` makes: the same layer, but no ``torch.nn.BatchNorm1d``."""
+    """What ``BatchNorm1d(…, activation=…, statistics=…)`` makes: the same layer, but no ``torch.nn.BatchNorm1d``."""
 
     forms = ("(N, C)", "(N, C, L)")
 
@@ -52,6 +67,8 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
         decay: the other convention of momentum: ``decay=0.99`` is ``momentum=0.01``.
         activation: what follows, in the same sweep: ``"relu"``, ``"silu"``, an :class:`Epilogue`. The layer is
             then no ``torch.nn.BatchNorm1d``, whose converters would drop it.
+        statistics: where mean and variance come from: ``Renorm()``, ``Synced()``, ``Running(0.1, "biased")``, … Here
+            too the layer is no ``torch.nn.BatchNorm1d``.
 
     Shape:
         (N, C) or (N, C, L) to the same; γ, β and the running averages are (C,).
@@ -67,7 +84,7 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
 
 
 class FusedBatchNorm2d(_BatchNorm, _NormBase):
-    """What ``BatchNorm2d(…, activation=…)`` makes: the same layer, but no ``torch.nn.BatchNorm2d``."""
+    """What ``BatchNorm2d(…, activation=…, statistics=…)`` makes: the same layer, but no ``torch.nn.BatchNorm2d``."""
 
     forms = ("(N, C, H, W)",)
 
@@ -90,7 +107,7 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
 
 
 class FusedBatchNorm3d(_BatchNorm, _NormBase):
-    """What ``BatchNorm3d(…, activation=…)`` makes: the same layer, but no ``torch.nn.BatchNorm3d``."""
+    """What ``BatchNorm3d(…, activation=…, statistics=…)`` makes: the same layer, but no ``torch.nn.BatchNorm3d``."""
 
     forms = ("(N, C, D, H, W)",)
 
@@ -110,3 +127,58 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     """
 
     forms, fused = FusedBatchNorm3d.forms, FusedBatchNorm3d
+
+
+class SyncBatchNorm(_BatchNorm, _NormBase):
+    r"""Batch normalization over the batches of all processes of a group.
+
+    .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \cdot \gamma_c + \beta_c
+
+    Pattern ``[n] c [...]``, the batch being that of all ranks: see :class:`Synced`. On CPUs over gloo, on GPUs over
+    NCCL; with uneven and empty batches; the statistics are float64 whatever the input is. It is no
+    ``torch.nn.SyncBatchNorm``, which DistributedDataParallel refuses on CPUs.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype: as
+            ``torch.nn.SyncBatchNorm``.
+        statistics: what is synchronized: ``Running(0.1, "biased")``, ``Accumulated(4)``; or ``Renorm(of=Synced())``
+            and other compositions with a :class:`Synced` of their own.
+
+    Shape:
+        (N, C, …) to the same; γ, β and the running averages are (C,).
+
+    Source:
+        Ioffe & Szegedy (2015), algorithm 1; Peng et al., "MegDet" (2018), section 3.3.
+
+    >>> SyncBatchNorm(3).eval()(torch.randn(2, 3, 5)).shape
+    torch.Size([2, 3, 5])
+    """
+
+    forms = ("(N, C)", "(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        decay: float | None = None,
+        activation: str | Epilogue | None = None,
+        statistics: Statistics | None = None,
+    ) -> None:
+        with naming("SyncBatchNorm"):
+            if not (isinstance(statistics, Composed) and statistics.contains(Synced)):
+                statistics = Synced(process_group, of=statistics)
+        super().__init__(
+            *(num_features, eps, momentum, affine, track_running_stats, device, dtype),
+            bias=bias,
+            decay=decay,
+            activation=activation,
+            statistics=statistics,
+        )

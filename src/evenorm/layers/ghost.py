@@ -11,11 +11,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
-from evenorm.functional import compute, remember
-from evenorm.layers.layer import BatchLayer
+from evenorm.functional import compute, recomputing, remember
+from evenorm.layers.remembering import BatchLayer
 from evenorm.moments import Moments
 from evenorm.pattern import Pattern
 from evenorm.recipe import Recipe
+from evenorm.statistics import Accumulated, Composed, Statistics, Synced
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
@@ -37,10 +38,16 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         bias: bool = True,
         decay: float | None = None,
         activation: str | Epilogue | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
         if type(virtual_batch_size) is not int or virtual_batch_size < 1:
             raise ValueError(
                 f"{type(self).__name__}: virtual_batch_size must be a positive integer, got {virtual_batch_size!r}"
+            )
+        if isinstance(statistics, Composed) and (statistics.contains(Synced) or statistics.contains(Accumulated)):
+            raise ValueError(
+                f"{type(self).__name__}: {type(statistics).__name__}(…) merges batches, and a ghost batch is one that "
+                f"shares its statistics with no other; use BatchNorm"
             )
         self.virtual_batch_size = virtual_batch_size
         self.pattern = Pattern.parse("(k [n]) c [...]", n=virtual_batch_size)
@@ -49,6 +56,7 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
             bias=bias,
             decay=decay,
             activation=activation,
+            statistics=statistics,
         )
 
     def normalize(
@@ -58,11 +66,17 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
+        mask: Tensor | None,
+        place: int | None,
     ) -> Tensor:
         """The whole chunks in one call, a short last chunk in another; the history sees all of them at once."""
         tail = self._tail(input)
         if not tail or (self.history is not None and recipe.statistics.remembers(self.training)):
-            return super().normalize(input, recipe, weight, bias, residual)
+            return super().normalize(input, recipe, weight, bias, residual, mask, place)
+        history = self.history
+        if history is not None and place is not None:
+            history = history.of(place)
+        read = history if recipe.source.is_alone else self._as_before(history)
         whole, rest = slice(None, -tail), slice(-tail, None)
         parts = [(recipe, whole)] if input.shape[0] > tail else []
         parts.append((replace(recipe, pattern=recipe.pattern.with_sizes(n=tail)), rest))
@@ -74,17 +88,22 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         for part, rows in parts:
             scale, shift = (p[rows] if p is not None and per_sample else p for p in (weight, bias))
             added = None if residual is None else residual[rows]
+            valid = mask[rows] if mask is not None and mask.shape[0] > 1 else mask
             results.append(
                 compute(
                     *(part, input[rows], scale, shift, self),
                     residual=added,
+                    mask=valid,
                     given=None,
-                    observing=self.history if self.training else None,
+                    observing=read if self.training else None,
+                    training=self.training,
                 )
             )
         moments = [m for _, m in results if m is not None]
-        if moments and self.history is not None:
-            remember(recipe, self.history, Moments.concatenated(moments))
+        if moments and history is not None and not recomputing():
+            after = remember(recipe, history, Moments.concatenated(moments), self)
+            if after is not None:
+                history.become(after)
         y = torch.cat([y for y, _ in results])
         natural = torch.empty_like(input)
         return y if y.stride() == natural.stride() else natural.copy_(y)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
-from evenorm.layers.layer import BatchLayer
+from evenorm.layers.remembering import BatchLayer
 from evenorm.pattern import Pattern
 from evenorm.statistics import Batch, Statistics
 
@@ -31,25 +31,40 @@ class _InstanceNorm(BatchLayer):
         bias: bool = True,
         decay: float | None = None,
         activation: str | Epilogue | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
         super().__init__(
             *(num_features, eps, momentum, affine, track_running_stats, device, dtype),
             bias=bias,
             decay=decay,
             activation=activation,
+            statistics=statistics,
         )
 
     @property
     def statistics(self) -> Statistics:  # type: ignore[override]
         """As batch normalization's; but torch's layer ignores running averages that it does not track."""
-        return Batch() if self.running_mean is None or not self.track_running_stats else self.averaging
+        untracked = self.running_mean is None or not self.track_running_stats
+        base: Statistics = Batch() if untracked else self.averaging
+        return base if self.chosen is None else self.chosen.on(base)
 
-    def _call(self, input: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> Tensor:
+    def _call(
+        self,
+        input: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        domain: str | None = None,
+    ) -> Tensor:
         # One sample may come without its batch axis, as torch's layer takes it.
         if input.dim() == self.forms[0].count(","):
-            given = (None if t is None else t[None] for t in (scale, shift, residual))
-            return super()._call(input[None], *given)[0]
-        return super()._call(input, scale, shift, residual)
+            scale, shift, residual, mask, lengths = (
+                None if t is None else t[None] for t in (scale, shift, residual, mask, lengths)
+            )
+            return super()._call(input[None], scale, shift, residual, mask, lengths, domain)[0]
+        return super()._call(input, scale, shift, residual, mask, lengths, domain)
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):

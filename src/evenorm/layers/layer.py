@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
+from itertools import count
 from math import prod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.utils.rnn import PackedSequence
 
 from evenorm.affine import Affine
 from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
-from evenorm.functional import run
+from evenorm.functional import recomputing, run
+from evenorm.kernels import mask as masks
+from evenorm.layers.packed import padded, repacked
 from evenorm.pattern import Pattern, PatternError, naming
 from evenorm.recipe import Recipe
-from evenorm.statistics import Batch, Cumulative, History, Running, Statistics
+from evenorm.statistics import Batch, History, PerDomain, Statistics, Tag
 
-__all__ = ["BatchLayer", "Layer"]
+__all__ = ["Layer"]
+
+_numbers = count(1)
 
 
 class Layer(nn.Module):
@@ -27,6 +32,8 @@ class Layer(nn.Module):
 
     ``layer(x, scale=…, shift=…)`` takes weight and bias at the call, per sample: adaptive layer and instance
     norm, conditional batch norm. The layer must then have no weight of its own.
+
+    ``layer(x, mask=…)`` or ``layer(x, lengths=…)`` says which positions are there: see :meth:`forward`.
     """
 
     kernel: str | None = None
@@ -34,6 +41,12 @@ class Layer(nn.Module):
 
     forms: ClassVar[tuple[str, ...]] = ()
     """Input shapes that the layer takes; any that fits the pattern where there are none."""
+
+    number: int = 0
+    """Which of the layers that synchronize this is, in the order in which they were made."""
+
+    before: History | None = None
+    """The history before the last call, which a recomputation of that call needs where it reads the history."""
 
     least_values: Any = 1
     """Values that a statistic of a batch needs at the least."""
@@ -79,42 +92,79 @@ class Layer(nn.Module):
         with naming(type(self).__name__):
             str(self.pattern), str(self.scaling)
         str(self.recipe)
+        if isinstance(self.statistics, PerDomain) or not self.recipe.source.is_alone:
+            self.number = next(_numbers)
 
     def forward(
         self,
-        input: Tensor,
+        input: Tensor | PackedSequence,
         *,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
         residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        domain: str | None = None,
     ) -> Any:
         """Normalize.
 
         Args:
+            input: a tensor, or a packed sequence, which comes back packed.
             scale, shift: weight and bias of this call.
             residual: added to the normalized values before the activation; or, with
                 ``Epilogue(residual="before")``, to the input.
+            mask: boolean, True = valid, (N, positions), for (N, C, L) and for (N, L, D). What is not valid influences
+                nothing (statistics, gradients, histories), may hold NaN, and comes out as zeros.
+            lengths: (N,), its prefix form: as many positions of each sample are valid.
+            domain: which history to use, where there is one :class:`PerDomain`.
 
         Returns:
             y; with a residual added before the normalization y and the sum.
         """
         if isinstance(input, Proxy):
             # torch.fx keeps the layer whole, as it keeps torch's own.
-            options = {"scale": scale, "shift": shift, "residual": residual}
+            options = {
+                "scale": scale,
+                "shift": shift,
+                "residual": residual,
+                "mask": mask,
+                "lengths": lengths,
+                "domain": domain,
+            }
             given = {name: value for name, value in options.items() if value is not None}
             tracer: Any = input.tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
+        if isinstance(input, PackedSequence):
+            if mask is not None or lengths is not None or residual is not None:
+                raise ValueError(f"{self}: a packed sequence knows its lengths; give no mask, lengths or residual")
+            x, lengths = padded(input, self._features_first)
+            y = self._call(x, scale, shift, None, lengths=lengths, domain=domain)
+            return repacked(y, input, self._features_first)
         if residual is not None and self.epilogue.residual == "before":
             total = input + residual
-            return self._call(total, scale, shift, None), total
-        return self._call(input, scale, shift, residual)
+            return self._call(total, scale, shift, None, mask, lengths, domain), total
+        return self._call(input, scale, shift, residual, mask, lengths, domain)
 
-    def _call(self, input: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> Tensor:
+    def _call(
+        self,
+        input: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        domain: str | None = None,
+    ) -> Tensor:
         recipe, weight, bias = self.recipe, self.weight, self.bias
-        self.check(input, recipe)
+        place: int | None = None
+        if domain is not None or isinstance(recipe.statistics, PerDomain):
+            recipe, place = self._of_domain(recipe, domain)
+        self.check(input, recipe, mask is not None or lengths is not None)
+        if mask is not None or lengths is not None:
+            mask = self._mask(input, recipe, mask, lengths)
         if scale is not None or shift is not None:
             recipe, weight, bias = self._given(recipe, input, scale, shift)
-        return self.normalize(input, recipe, weight, bias, residual)
+        return self.normalize(input, recipe, weight, bias, residual, mask, place)
 
     def normalize(
         self,
@@ -123,9 +173,60 @@ class Layer(nn.Module):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
+        mask: Tensor | None,
+        place: int | None,
     ) -> Tensor:
-        """One call of the engine."""
-        return run(recipe, input, weight, bias, self.history, self.training, self, residual)
+        """One call of the engine; then, last of all, the history takes it in."""
+        history, tag = self.history, None
+        if place is not None and history is not None:
+            history = history.of(place)
+        kept = history
+        if not recipe.source.is_alone:
+            tag = Tag(self.number, place or 0)
+            history = self._as_before(history)
+        y, after = run(
+            *(recipe, input, weight, bias, history, self.training, self),
+            residual=residual,
+            mask=mask,
+            tag=tag,
+            least=self.least_values,
+        )
+        if kept is not None and after is not None:
+            kept.become(after)
+        return y
+
+    def _as_before(self, history: History | None) -> History | None:
+        """The history that this call should read: a recomputation reads the one that its call read."""
+        if history is None or not self.training or torch.compiler.is_compiling():
+            return history
+        if recomputing():
+            return self.before or history
+        self.before = history.copied()
+        return history
+
+    def _of_domain(self, recipe: Recipe, domain: str | None) -> tuple[Recipe, int]:
+        """The recipe of one domain, and its place among the histories."""
+        if not isinstance(recipe.statistics, PerDomain):
+            raise ValueError(f"{self}: got domain={domain!r}, but the layer has one history; make it PerDomain")
+        with naming(str(self)):
+            place, member = recipe.statistics.member(domain)
+        return replace(recipe, statistics=member), place
+
+    def _mask(self, input: Tensor, recipe: Recipe, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """The mask of this call, with the input's axes."""
+        with naming(str(self)):
+            if mask is not None and lengths is not None:
+                raise ValueError("give mask= or lengths=, which is its prefix form, and not both")
+            binding, features = recipe.pattern.bind(input.shape), self.scaling.axes
+            if lengths is not None:
+                return masks.from_lengths(lengths, input, binding, features)
+            assert mask is not None
+            return masks.lay(mask, input, binding, features)
+
+    @property
+    def _features_first(self) -> bool:
+        """Whether the features of a sequence are on axis 1, before the positions."""
+        return hasattr(self, "num_features") or hasattr(self, "num_channels")
 
     def extra_repr(self) -> str:
         """Torch's, and what torch's layer does not have."""
@@ -138,7 +239,7 @@ class Layer(nn.Module):
             parts.append(f"activation={self.epilogue}")
         return ", ".join(filter(None, parts))
 
-    def check(self, input: Tensor, recipe: Recipe) -> None:
+    def check(self, input: Tensor, recipe: Recipe, masked: bool = False) -> None:
         """Refuse a shape that the layer does not take, before anything is written."""
         if not isinstance(input, Tensor):
             raise TypeError(f"{self}: expected a tensor, got {type(input).__name__}")
@@ -146,7 +247,8 @@ class Layer(nn.Module):
             return
         fault = _shape_fault(self.forms, getattr(self, "num_features", None), input.shape)
         remembers = self.history is not None and recipe.statistics.remembers(self.training)
-        if fault is None and self.least_values > 1 and not remembers and 0 not in input.shape:
+        counted = not masked and not remembers and recipe.source.is_alone and 0 not in input.shape
+        if fault is None and self.least_values > 1 and counted:
             try:
                 values = _values(*self.smallest(input, recipe))
             except PatternError as wrong:
@@ -223,69 +325,3 @@ def _shape_fault(forms: tuple[str, ...], channels: int | None, shape: tuple[int,
 def _values(pattern: Pattern, shape: tuple[int, ...]) -> int:
     """Values per statistic."""
     return pattern.bind(shape).count
-
-
-class BatchLayer(Layer):
-    """A layer with torch's running statistics: ``momentum``, ``track_running_stats`` and three buffers."""
-
-    least_values = 2
-    momentum: float | None
-    track_running_stats: bool
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    num_batches_tracked: Tensor | None
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        bias: bool = True,
-        decay: float | None = None,
-        activation: str | Epilogue | None = None,
-    ) -> None:
-        name = type(self).__name__.removeprefix("Fused")
-        if decay is not None and momentum != 0.1:
-            raise ValueError(f"{name}: give either momentum or decay, got momentum={momentum} and decay={decay}")
-        with naming(name):
-            self.epilogue = Epilogue.of(activation)
-            given = None if decay is None else Running(decay=decay).momentum
-            if self.epilogue.activation != "identity" and isinstance(self, nn.modules.batchnorm._BatchNorm):
-                raise ValueError(
-                    "a class derived from torch's batch norm loses its activation in converters; "
-                    "derive from evenorm.layers.batch.FusedBatchNorm2d (1d, 3d) instead"
-                )
-        if given is not None:
-            momentum = given
-        elif momentum is not None and 0.9 <= momentum < 1:
-            warnings.warn(
-                f"{name}: momentum={momentum} keeps {1 - momentum:.3g} of the past at each step "
-                f"(torch's convention). If {momentum} of the past should stay, write decay={momentum}",
-                stacklevel=2 + (type(self).__init__ is not BatchLayer.__init__),
-            )
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
-        self.validate()
-
-    @property
-    def statistics(self) -> Statistics:  # type: ignore[override]
-        """Where mean and variance come from, read from the attributes."""
-        if self.running_mean is None or (self.training and not self.track_running_stats):
-            return Batch()
-        return self.averaging
-
-    @property
-    def averaging(self) -> Statistics:
-        """The running average that ``momentum`` asks for."""
-        return Cumulative() if self.momentum is None else Running(self.momentum)
-
-    @property
-    def history(self) -> History | None:
-        """The running statistics."""
-        if self.running_mean is None or self.running_var is None:
-            return None
-        return History(self.running_mean, self.running_var, self.num_batches_tracked)

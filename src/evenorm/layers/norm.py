@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
-from evenorm.layers.layer import Layer
+from evenorm.layers.remembering import Remembering
 from evenorm.pattern import Pattern, PatternError, naming
-from evenorm.statistics import Batch, History, Statistics
+from evenorm.statistics import Batch, Statistics
 
 __all__ = ["Norm"]
 
 
-class Norm(Layer):
+class Norm(Remembering):
     r"""Normalization over any pattern.
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot \gamma + \beta
@@ -46,10 +46,6 @@ class Norm(Layer):
     torch.Size([2, 4, 5])
     """
 
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    num_batches_tracked: Tensor | None
-
     def __init__(
         self,
         pattern: str | Pattern,
@@ -77,7 +73,7 @@ class Norm(Layer):
             else:
                 self.scaling = Affine(affine or tuple(known))
             self.centered, self.eps = centered, eps
-            self.statistics = statistics or Batch()
+            self.statistics = Batch() if statistics is None else statistics.on(Batch())
             kept = tuple(f.name for f in self.pattern.factors if not f.reduced and f.name in known)
             self.history_axes = (tuple(history.split()) or kept) if self.statistics.remembers(training=False) else ()
             shape = self._sizes(self.scaling.axes)
@@ -87,6 +83,7 @@ class Norm(Layer):
             self._remember(device)
         self.reset_parameters()
         self.validate()
+        self._complete_history(self.statistics)
 
     def _remember(self, device: Any) -> None:
         remembers = self.statistics.remembers(training=False)
@@ -99,13 +96,6 @@ class Norm(Layer):
         for name, dtype in (("running_mean", None), ("running_var", None), ("num_batches_tracked", torch.long)):
             size = () if dtype else shape
             self.register_buffer(name, torch.empty(size, device=device, dtype=dtype) if remembers else None)
-
-    def reset_running_stats(self) -> None:
-        """The history starts again: mean 0, variance 1, no updates."""
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            self.running_mean.zero_()
-            self.running_var.fill_(1)
-            self.num_batches_tracked.zero_()
 
     def reset_parameters(self) -> None:
         """The affine starts as the identity, and the history from nothing."""
@@ -125,12 +115,11 @@ class Norm(Layer):
                 )
         return tuple(size for name in axes if (size := sizes[name]))
 
-    @property
-    def history(self) -> History | None:
-        """The running statistics, if there are any."""
-        if self.running_mean is None or self.running_var is None:
-            return None
-        return History(self.running_mean, self.running_var, self.num_batches_tracked)
+    def _choice(self) -> Statistics | None:
+        return self.statistics
+
+    def _choose(self, statistics: Statistics | None) -> None:
+        self.statistics = Batch() if statistics is None else statistics
 
     def extra_repr(self) -> str:
         """The pattern and what differs from the defaults."""

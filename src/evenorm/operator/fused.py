@@ -1,4 +1,4 @@
-"""The operator: one autograd function, for eager mode and for compiled graphs, of the same three parts.
+"""Statistics of this batch alone, or given: one autograd function, for eager mode and for compiled graphs.
 
 Its arguments are tensors and plain values alone, so the pattern goes as text and the plan is made inside: a
 plan made in traced Python would not survive dynamic shapes.
@@ -6,52 +6,27 @@ plan made in traced Python would not survive dynamic shapes.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from evenorm import kernels
-from evenorm.affine import Affine
-from evenorm.cache import cached
-from evenorm.epilogue import Epilogue
 from evenorm.kernels import Finish, eager
-from evenorm.pattern import Pattern
+from evenorm.operator.composed import gradients, normalized
+from evenorm.operator.settings import SCHEMA, Settings
 
-__all__ = ["Settings", "call"]
-
-
-class Settings(NamedTuple):
-    """The plain values of a call, in the order of the operator's schema."""
-
-    pattern: str
-    axes: str = ""
-    centered: bool = True
-    eps: float = 1e-5
-    offset: float = 0.0
-    cast: Any = "after"
-    activation: str = "identity"
-    slope: float = 0.01
-    kernel: str | None = None
-
-    def parsed(self) -> tuple[Pattern, Affine, Epilogue]:
-        """The parts that the values spell."""
-        return _parse(self)
+__all__ = ["fused"]
 
 
-@cached
-def _parse(settings: Settings) -> tuple[Pattern, Affine, Epilogue]:
-    affine = Affine(settings.axes, settings.offset, settings.cast)
-    return Pattern.parse(settings.pattern), affine, Epilogue(settings.activation, settings.slope)
-
-
-def call(
+def fused(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor | None,
     variance: Tensor | None,
     residual: Tensor | None,
+    mask: Tensor | None,
     settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One normalization: an operator of a compiled graph, torch's own operations, recorded, or bare.
@@ -62,46 +37,16 @@ def call(
     Raises:
         KernelError: a kernel was named that cannot run here.
     """
-    tensors = (x, weight, bias, mean, variance, residual)
+    tensors = (x, weight, bias, mean, variance, residual, mask)
     if torch.compiler.is_compiling() and not kernels.exporting() and not kernels.transforming():
         return torch.ops.evenorm.normalize(*tensors, *settings)
     reason = kernels.must_compose(*tensors)
     if reason is not None:
-        if settings.kernel not in (None, eager.name):
-            raise kernels.KernelError(f"kernel {settings.kernel!r} cannot take this call: {reason}")
-        return _composed(*tensors, settings)
+        settings.allow_composed(reason)
+        return normalized(*tensors, settings)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Normalize.apply(*tensors, *settings)
     return _forward(*tensors, *settings)
-
-
-def _composed(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    residual: Tensor | None,
-    settings: Settings,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain torch operations, which autograd differentiates itself."""
-    pattern, affine, epilogue = settings.parsed()
-    return _run(eager, x, mean, variance, pattern, settings, Finish(affine, epilogue, weight, bias, residual))
-
-
-def _run(
-    kernel: kernels.Kernel,
-    x: Tensor,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    pattern: Pattern,
-    settings: Settings,
-    finish: Finish,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if mean is None or variance is None:
-        return kernel.forward(x, pattern, settings.centered, settings.eps, finish)
-    y = kernel.apply(x, pattern, *eager.statistics(x, mean, variance, settings.eps), finish)
-    return y, x.new_empty(0), x.new_empty(0)
 
 
 def _forward(
@@ -111,17 +56,22 @@ def _forward(
     mean: Tensor | None,
     variance: Tensor | None,
     residual: Tensor | None,
+    mask: Tensor | None,
     *values: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The chosen kernel."""
     settings = Settings(*values)
     pattern, affine, epilogue = settings.parsed()
-    kernel = kernels.choose(x, pattern, affine, settings.kernel)
-    return _run(kernel, x, mean, variance, pattern, settings, Finish(affine, epilogue, weight, bias, residual))
+    kernel = kernels.choose(x, pattern, affine, settings.kernel, mask)
+    finish = Finish(affine, epilogue, weight, bias, residual)
+    if mean is None or variance is None:
+        return kernel.forward(x, pattern, settings.centered, settings.eps, finish, mask)
+    y = kernel.apply(x, pattern, *eager.statistics(x, mean, variance, settings.eps), finish, mask)
+    return y, x.new_empty(0), x.new_empty(0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, mean, variance, residual, *values = inputs
+    x, weight, bias, mean, variance, residual, mask, *values = inputs
     y, batch_mean, m2 = output
     ctx.mark_non_differentiable(batch_mean, m2)
     ctx.settings, ctx.given = Settings(*values), mean is not None
@@ -131,53 +81,43 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     # the residual's gradient is the incoming one, and neither is needed.
     ctx.by_output = residual is not None and ctx.settings.parsed()[2].by_output
     other = y if ctx.by_output else residual
-    ctx.save_for_backward(x, weight, bias, *statistics, None if ctx.settings.activation == "identity" else other)
+    other = None if ctx.settings.activation == "identity" else other
+    ctx.save_for_backward(x, weight, bias, *statistics, other, mask)
 
 
 def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * len(Settings._fields)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return *_differentiable_backward(ctx, dy), *nothing
-    x, weight, bias, mean, spread, other = ctx.saved_tensors
+    nothing = (None,) * (1 + len(Settings._fields))
+    x, weight, bias, mean, spread, other, mask = ctx.saved_tensors
     residual, output = (None, other) if ctx.by_output else (other, None)
     needs = ctx.needs_input_grad
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # Derivatives of any order, as a graph of torch's own operations.
+        given = (mean, spread) if ctx.given else (None, None)
+
+        def function(x: Tensor, weight: Any, bias: Any, residual: Any, settings: Settings) -> Tensor:
+            return normalized(x, weight, bias, given[0], given[1], residual, mask, settings)[0]
+
+        wanted = (needs[0], needs[1], needs[2], needs[5])
+        dx, d_weight, d_bias, d_residual = gradients(
+            function, dy, (x, weight, bias, residual), output, mask, wanted, ctx.settings
+        )
+        return dx, d_weight, d_bias, None, None, d_residual, *nothing
     composed = kernels.must_compose(dy, x, weight) is not None
-    gradients = torch.ops.evenorm.normalize_backward if composed else _gradients
-    dx, d_weight, d_bias, d_residual = gradients(
-        *(dy, x, mean, spread, weight, bias, residual, output, *ctx.settings, ctx.given, needs[0] or needs[5])
+    found = torch.ops.evenorm.normalize_backward if composed else _gradients
+    dx, d_weight, d_bias, d_residual = found(
+        *(dy, x, mean, spread, weight, bias, residual, output, mask, *ctx.settings, ctx.given, needs[0] or needs[5])
     )
+    if ctx.settings.activation == "identity":
+        d_residual = dy if mask is None else dy.where(mask, 0)
     return (
         dx if needs[0] else None,
         d_weight.reshape(weight.shape).to(weight.dtype) if needs[1] else None,
         d_bias.reshape(bias.shape).to(bias.dtype) if needs[2] else None,
         None,
         None,
-        (dy if ctx.settings.activation == "identity" else d_residual) if needs[5] else None,
+        d_residual if needs[5] else None,
         *nothing,
     )
-
-
-def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    """The gradients as a graph of torch's own operations, for derivatives of any order."""
-    x, weight, bias, mean, variance, other = ctx.saved_tensors
-    settings, residual = ctx.settings, other
-    if other is not None and ctx.by_output:
-        # The derivative is piecewise constant, so no higher order passes through it.
-        dy = dy * settings.parsed()[2].derivative(other.detach())
-        settings, residual = settings._replace(activation="identity"), None
-    if not ctx.given:
-        mean = variance = None
-    y, *_ = _composed(x, weight, bias, mean, variance, residual, settings)
-    gradients: list[Tensor | None] = [None] * 6
-    wanted = {k: t for k, t in enumerate((x, weight, bias, None, None, residual)) if t is not None}
-    wanted = {k: t for k, t in wanted.items() if ctx.needs_input_grad[k]}
-    if wanted:
-        found = torch.autograd.grad(y, list(wanted.values()), dy, create_graph=True)
-        for k, gradient in zip(wanted, found, strict=True):
-            gradients[k] = gradient
-    if ctx.by_output and ctx.needs_input_grad[5]:
-        gradients[5] = dy
-    return gradients
 
 
 def _gradients(
@@ -189,14 +129,15 @@ def _gradients(
     bias: Tensor | None,
     residual: Tensor | None,
     output: Tensor | None,
+    mask: Tensor | None,
     *values: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, Σ dz·x̂, Σ dz, dz by the chosen kernel; ``spread`` is the variance where statistics are given, else M2."""
     *plain, given, needs_input = values
     settings = Settings(*plain)
     pattern, affine, epilogue = settings.parsed()
-    gradients = kernels.backward(
-        kernels.choose(x, pattern, affine, settings.kernel),
+    found = kernels.backward(
+        kernels.choose(x, pattern, affine, settings.kernel, mask),
         dy,
         x,
         pattern,
@@ -207,8 +148,9 @@ def _gradients(
         Finish(affine, epilogue, weight, bias, residual, output),
         given=given,
         needs_input=needs_input,
+        mask=mask,
     )
-    dx, d_weight, d_bias, d_residual = (x.new_empty(0) if g is None else g for g in gradients)
+    dx, d_weight, d_bias, d_residual = (x.new_empty(0) if g is None else g for g in found)
     return dx, d_weight, d_bias, d_residual
 
 
@@ -227,6 +169,7 @@ def _fake(
     mean: Tensor | None,
     variance: Tensor | None,
     residual: Tensor | None,
+    mask: Tensor | None,
     *values: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if mean is not None:
@@ -245,6 +188,7 @@ def _fake_gradients(
     bias: Tensor | None,
     residual: Tensor | None,
     output: Tensor | None,
+    mask: Tensor | None,
     *values: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *plain, _, needs_input = values
@@ -256,17 +200,16 @@ def _fake_gradients(
     return dx, parameter, torch.empty_like(parameter), d_residual
 
 
-_SETTINGS = (
-    "str pattern, str axes, bool centered, float eps, float offset, str cast, str activation, float slope, str? kernel"
-)
 _library = torch.library.Library("evenorm", "DEF")
 _library.define(
     "normalize(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, Tensor? residual, "
-    f"{_SETTINGS}) -> (Tensor, Tensor, Tensor)"
+    "Tensor? mask, "
+    f"{SCHEMA}) -> (Tensor, Tensor, Tensor)"
 )
 _library.define(
     "normalize_backward(Tensor dy, Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, "
-    f"Tensor? residual, Tensor? output, {_SETTINGS}, bool given, bool needs_input) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"Tensor? residual, Tensor? output, Tensor? mask, {SCHEMA}, bool given, bool needs_input) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _library.impl("normalize", _forward, "CompositeExplicitAutograd")
 _library.impl("normalize_backward", _gradients, "CompositeExplicitAutograd")

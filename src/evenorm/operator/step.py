@@ -1,0 +1,80 @@
+"""What happens to moments between the verbs: merging with other ranks and batches, correcting toward a history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evenorm.moments import Moments
+from evenorm.statistics.group import AGAIN, DIFFERENTIATED, FORWARD, Group, merge, total
+from evenorm.statistics.history import History
+from evenorm.statistics.renorm import Correction, Renorm
+
+__all__ = ["Step"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What happens between the verbs of one call.
+
+    Attributes:
+        group: the ranks to merge with, and the tag of this call.
+        past: earlier moments of the window, which are constants.
+        renorm: the clamps, with the history in the shape of the statistics.
+        again: whether this call is a recomputation.
+    """
+
+    group: Group | None = None
+    tag: Tensor | None = None
+    past: Moments | None = None
+    renorm: Renorm | None = None
+    history: History | None = None
+    again: bool = False
+
+    def merged(self, local: Moments) -> Moments:
+        """With those of other ranks, then with those of the past."""
+        whole = local
+        if self.group is not None and self.tag is not None:
+            whole = merge(self.group, self.tag, AGAIN if self.again else FORWARD, local)
+        return whole if self.past is None else self.past.merge(whole)
+
+    def correction(self, whole: Moments, eps: float) -> Correction | None:
+        """r and d, where the batch is renormalized."""
+        if self.renorm is None or self.history is None:
+            return None
+        return self.renorm.correction(whole, self.history, eps)
+
+    def differentiable(self, local: Moments) -> Moments:
+        """The same merging, through which autograd differentiates to any order.
+
+        μ = Σ nₖμₖ / n,  M2 = Σ M2ₖ + nₖ(μₖ − μ)²
+        """
+        whole = local
+        if self.group is not None and self.tag is not None:
+            count = local.count
+            if not isinstance(count, Tensor):
+                count = torch.full(
+                    (1,) * local.mean.dim(), float(count), dtype=local.mean.dtype, device=local.mean.device
+                )
+            with torch.no_grad():
+                counts = total(self.group, self.tag, DIFFERENTIATED, count)
+            size = counts.clamp_min(1)
+            mean = _Total.apply(local.mean * count, self.group, self.tag) / size
+            m2 = _Total.apply(local.M2 + count * (local.mean - mean).square(), self.group, self.tag)
+            whole = Moments(counts, mean, m2)
+        return whole if self.past is None else self.past.merge(whole)
+
+
+class _Total(torch.autograd.Function):
+    """The sum over ranks; its gradient is the sum of the ranks' gradients, by the same function."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor, group: Group, tag: Tensor) -> Tensor:
+        ctx.group, ctx.tag = group, tag  # type: ignore[attr-defined]
+        return total(group, tag, DIFFERENTIATED, values)
+
+    @staticmethod
+    def backward(ctx: object, *d: Tensor) -> tuple[Tensor | None, None, None]:
+        return _Total.apply(d[0], ctx.group, ctx.tag), None, None  # type: ignore[attr-defined]
