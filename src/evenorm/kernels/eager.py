@@ -127,12 +127,10 @@ def _hidden(values: Tensor, binding: Binding, mask: Tensor | None) -> Tensor:
 
 
 def _count(binding: Binding, mask: Tensor | None, dtype: torch.dtype) -> Tensor | int:
-    """What sums are divided by to be means: at least 1 where a mask may hide all."""
-    return (
-        binding.count
-        if mask is None
-        else masks.counts(mask, binding, dtype).clamp_min(1).reshape(binding.keepdim_shape)
-    )
+    """What sums are divided by to be means: at least 1, where there is nothing or a mask hides all."""
+    if mask is None:
+        return max(binding.count, 1)
+    return masks.counts(mask, binding, dtype).clamp_min(1).reshape(binding.keepdim_shape)
 
 
 def _deviations(x: Tensor, binding: Binding, centered: bool, mask: Tensor | None) -> tuple[Tensor | None, Tensor]:

@@ -11,6 +11,7 @@ from evenorm.statistics.source import Composed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.distributed_c10d import GroupName
 
 __all__ = ["Processes", "Synced"]
 
@@ -19,7 +20,7 @@ __all__ = ["Processes", "Synced"]
 class Processes:
     """The processes of a group, by its name: a plain value, which a compiled graph can hold."""
 
-    name: str
+    name: GroupName
     size: int
 
     @staticmethod
@@ -44,9 +45,8 @@ class Processes:
     def gather(self, packet: Tensor) -> Tensor:
         """One all_gather."""
         import torch.distributed._functional_collectives as collectives
-        from torch.distributed.distributed_c10d import GroupName
 
-        rows = collectives.all_gather_single(packet, 0, GroupName(self.name))
+        rows = collectives.all_gather_single(packet, 0, self.name)
         return collectives.wait_tensor(rows).reshape(self.size, -1)
 
 

@@ -1,0 +1,68 @@
+"""Statistics of several processes: one process on the concatenation, by number and by bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evenorm import BatchNorm2d, Norm, SyncBatchNorm, Synced
+from ranks import run_ranks
+
+pytestmark = pytest.mark.dist
+
+SHORT = (
+    "is_one_process_on_the_concatenation",
+    "activation_and_residual",
+    "over_a_mask",
+    "renormalized",
+    "any_pattern",
+    "far_from_zero",
+    "one_value_each",
+    "collectives_of_a_step",
+    "derivatives_of_second_order",
+    "recomputed_under_checkpointing",
+    "in_half_precision",
+    "in_lockstep",
+    "in_a_group_of_its_own",
+    "in_distributed_data_parallel",
+    "skips_a_call",
+)
+LONG = (*SHORT[:-1], "compiled", "in_fully_sharded_data_parallel", "skips_a_call")
+
+
+def test_two_processes() -> None:
+    """The short form: every property that needs no compiler, in one start of two processes."""
+    run_ranks(2, *SHORT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_every_property(count: int) -> None:
+    run_ranks(count, *LONG)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fault", ["dies", "skips_a_call_of_another_size"])
+def test_no_rank_comes_through(fault: str, count: int) -> None:
+    ended = run_ranks(count, fault, expect_failure=True, timeout=120)
+    assert [e.code for e in ended if e.code == 0] == []
+    assert not any("came through" in e.said for e in ended)
+    assert not any("killed after" in e.said for e in ended)
+
+
+def test_no_process_group() -> None:
+    layer = SyncBatchNorm(3)
+    with pytest.raises(RuntimeError, match=r"Synced: torch\.distributed is not initialized; call"):
+        layer(torch.randn(4, 3))
+    assert layer.num_batches_tracked is not None
+    assert layer.num_batches_tracked.item() == 0
+    layer.eval()(torch.randn(4, 3))
+
+
+def test_it_is_not_torchs() -> None:
+    """DistributedDataParallel refuses torch's on CPUs, and converters would drop what composes."""
+    for layer in (SyncBatchNorm(3), BatchNorm2d(3, statistics=Synced())):
+        assert not isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)
+    assert SyncBatchNorm(3).state_dict().keys() == torch.nn.SyncBatchNorm(3).state_dict().keys()
+    assert "statistics=Synced()" in repr(SyncBatchNorm(3))
+    assert "all processes together" in str(Norm("[n] c", c=3, statistics=Synced()).recipe)
