@@ -2,7 +2,7 @@
 
 import { $, html } from "explorer/markup";
 import { fixed, general } from "explorer/numbers";
-import { NORMALIZERS, recognized } from "explorer/normalizers";
+import { NORMALIZERS, adopting, recognized } from "explorer/normalizers";
 import { block, highlight } from "explorer/block";
 import { layout } from "explorer/layout";
 import { Pattern } from "explorer/pattern";
@@ -18,7 +18,10 @@ export function connect({ act, choose, state }) {
   emblems(choose);
   const form = $("#controls");
   form.addEventListener("submit", (event) => event.preventDefault());
-  for (const name of ["pattern", "affine", "history"]) {
+  form.elements.pattern.addEventListener("input", ({ target }) =>
+    act(saying(state(), { pattern: target.value, ...adopting(state(), target.value) })),
+  );
+  for (const name of ["affine", "history"]) {
     form.elements[name].addEventListener("input", ({ target }) => act(saying(state(), { [name]: target.value })));
   }
   form.elements.centered.addEventListener("change", ({ target }) => act(saying(state(), { centered: target.checked })));

@@ -143,6 +143,18 @@ export function recognized({ pattern, centered, affine, history }) {
   return found ? found[0] : "free";
 }
 
+/** Affine and history for another pattern: without the axes that it has no more, or keeps no more. */
+export function adopting({ affine, history }, text) {
+  try {
+    const { names: known, factors } = Pattern.parse(text);
+    const kept = factors.filter((factor) => !factor.reduced).map((factor) => factor.name);
+    const among = (axes, some) => names(axes).filter((name) => some.includes(name)).join(" ");
+    return { affine: among(affine, known), history: among(history, kept) };
+  } catch {
+    return {};
+  }
+}
+
 /** The sentence that a state says, parsed: pattern, affine and history as lists of axes. Throws PatternError. */
 export function normalizer(state) {
   const pattern = Pattern.parse(state.pattern);

@@ -60,7 +60,9 @@ export class Plot {
     this.add("text", { class: "label", transform: turned, "text-anchor": "end" }, yLabel);
   }
 
+  /** Draw; what has no place, because it is undefined, is left out. */
   add(name, attributes, ...children) {
+    if (Object.values(attributes).some(Number.isNaN)) return null;
     const element = svg(name, attributes, ...children);
     this.svg.append(element);
     return element;
@@ -68,7 +70,8 @@ export class Plot {
 
   /** A line through points [x, y]. */
   line(points, attributes) {
-    const path = points.map(([x, y], k) => `${k ? "L" : "M"}${this.at.x(x).toFixed(2)} ${this.at.y(y).toFixed(2)}`);
+    const placed = points.filter(([x, y]) => !Number.isNaN(x + y));
+    const path = placed.map(([x, y], k) => `${k ? "L" : "M"}${this.at.x(x).toFixed(2)} ${this.at.y(y).toFixed(2)}`);
     return this.add("path", { d: path.join(""), ...attributes });
   }
 

@@ -7,11 +7,12 @@ import { unravel } from "explorer/scene";
 // Rows of the table; the sums are of all elements.
 const MOST_ROWS = 12;
 
-// Formulas are MathML; parts of a chain of equalities stand side by side.
-const formula = (...parts) => {
+// Formulas are MathML; a chain of equalities may break before each sign.
+const formula = (parts) => {
   const holder = document.createElement("template");
-  holder.innerHTML = `<math displaystyle="true">${parts.join("<mo>=</mo>")}</math>`;
-  return holder.content.firstChild;
+  const equal = '<mo form="infix">=</mo>';
+  holder.innerHTML = parts.map((part, k) => `<math displaystyle="true">${k ? equal : ""}${part}</math>`).join(" ");
+  return holder.content;
 };
 const name = (letter) => `<mi>${letter}</mi>`;
 const indexed = (letter, index) => `<msub><mi>${letter}</mi><mi>${index}</mi></msub>`;
@@ -168,7 +169,7 @@ export function draw(place, scene) {
       "li",
       { onpointerenter: () => active(column), onpointerleave: () => active("") },
       html("h3", {}, title),
-      formula(...parts),
+      formula(parts),
       remark ? html("p", { class: "quiet" }, remark) : null,
     ),
   );

@@ -1,0 +1,355 @@
+"""The explorer's page in a browser: its arithmetic against the reference and the layers, its manners."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import evenorm
+from browser import MISSING, NARROW, WIDE, Opened, browser, opened, violations
+from evenorm import Affine, Pattern, PatternError
+from evenorm.kernels import reference
+from evenorm.lab.explorer.page import page, write
+from patterns import patterns
+
+IN_A_BROWSER = [pytest.mark.browser, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
+NORMALIZERS = ("batch", "ghost", "layer", "rms", "instance", "group", "layer2d", "rms2d", "qk")
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("explorer") / "explorer.html"
+    write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def desk(chromium: Any, file: Path) -> Iterator[Opened]:
+    """One page for all tests that only compute."""
+    with opened(chromium, file) as shown:
+        yield shown
+
+
+def computed(shown: Opened, module: str, expression: str, argument: Any = None) -> Any:
+    """What an expression says of a module's names, the ``argument`` given."""
+    script = f"async (argument) => {{ const module = await import('explorer/{module}'); return {expression}; }}"
+    return shown.page.evaluate(script, argument)
+
+
+def test_one_file_without_addresses() -> None:
+    text = page()
+    assert "default-src 'none'" in text
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text.replace("%3A", ":").replace("%2F", "/"))
+    assert len(text) < 250_000
+
+
+def test_modules_are_short_and_all_are_used() -> None:
+    folder = files("evenorm.lab.explorer")
+    modules = {f.name.removesuffix(".js"): f.read_text(encoding="utf-8") for f in folder.iterdir() if f.name[-3:] == ".js"}
+    assert max(len(source.splitlines()) for source in modules.values()) < 400
+    imported = {name for source in modules.values() for name in re.findall(r'from "explorer/(\w+)"', source)}
+    assert imported == modules.keys() - {"explorer"}
+
+
+class TestArithmetic:
+    pytestmark = IN_A_BROWSER
+
+    @settings(max_examples=100)
+    @given(pattern=patterns(), data=st.data())
+    def test_is_the_reference(self, desk: Opened, pattern: Pattern, data: st.DataObject) -> None:
+        shape = tuple(
+            int(np.prod([f.size or data.draw(st.integers(1, 4)) for f in axis.factors])) for axis in pattern.axes
+        )
+        random = np.random.default_rng(data.draw(st.integers(0, 999)))
+        names = data.draw(st.lists(st.sampled_from(pattern.names), unique=True, max_size=3))
+        affine, sizes = Affine(tuple(names)), pattern.bind(shape).sizes(names)
+        x = random.normal(data.draw(st.sampled_from((0.0, 1.0, 1e3))), 1.0, shape)
+        weight, bias = (random.normal(size=sizes) if names else None for _ in range(2))
+        centered, eps = data.draw(st.booleans()), data.draw(st.sampled_from((1e-5, 1e-3, 1.0)))
+        found = computed(
+            desk,
+            "formula",
+            """(async ({ text, shape, x, affine, weight, bias, centered, eps }) => {
+                const { Pattern } = await import("explorer/pattern");
+                const { layout } = await import("explorer/layout");
+                const lying = layout({ pattern: Pattern.parse(text), affine, history: [], chunk: null }, shape);
+                const { moments, y } = module.forward(Float64Array.from(x), lying, { centered, eps, weight, bias });
+                return { mean: [...moments.mean], m2: [...moments.m2], y: [...y] };
+            })(argument)""",
+            {
+                **{"text": pattern.text, "shape": shape, "x": x.ravel().tolist(), "affine": names},
+                **{"weight": None if weight is None else weight.ravel().tolist()},
+                **{"bias": None if bias is None else bias.ravel().tolist(), "centered": centered, "eps": eps},
+            },
+        )
+        mean, m2 = reference.moments(x, pattern, centered)
+        y = reference.forward(x, pattern, weight, bias, affine=affine, eps=eps, centered=centered)
+        # Sums in another order: so many roundings of the largest value, scaled as y is.
+        rounding = 4 * np.finfo(float).eps * np.sqrt(x.size)
+        largest = np.abs(x).max()
+        np.testing.assert_allclose(found["mean"], mean.ravel(), rtol=0, atol=rounding * largest)
+        np.testing.assert_allclose(found["m2"], m2.ravel(), rtol=rounding, atol=rounding * largest)
+        scale = 1.0 if weight is None else np.abs(weight).max()
+        np.testing.assert_allclose(found["y"], y.ravel(), rtol=rounding, atol=rounding * largest * scale / np.sqrt(eps))
+
+    @settings(max_examples=200)
+    @given(pattern=patterns(), data=st.data())
+    def test_reads_patterns_as_python_does(self, desk: Opened, pattern: Pattern, data: st.DataObject) -> None:
+        """Canonical text, or the same words with the caret in the same place; patterns with a few changes at random."""
+        text = pattern.text
+        for _ in range(data.draw(st.integers(0, 3))):
+            at = data.draw(st.integers(0, len(text)))
+            put = data.draw(st.sampled_from(["", "[", "]", "(", ")", " ", "a", "...", "=", "=2", "é", "€", "'", "0"]))
+            text = text[:at] + put + text[at + data.draw(st.integers(0, 2)) :]
+        shape = tuple(data.draw(st.lists(st.integers(1, 6), max_size=5)))
+        wanted: dict[str, Any]
+        try:
+            parsed = Pattern.parse(text)
+            binding = parsed.bind(shape)
+            wanted = {"text": parsed.text, "shape": list(binding.shape), "reduced": list(binding.reduced)}
+        except PatternError as fault:
+            wanted = {"message": fault.message, "text": fault.text, "at": fault.at}
+        found = computed(
+            desk,
+            "pattern",
+            """(([text, shape]) => {
+                try {
+                    const pattern = module.Pattern.parse(text);
+                    const { shape: split, reduced } = pattern.bind(shape);
+                    return { text: pattern.text, shape: split, reduced };
+                } catch (fault) {
+                    if (!(fault instanceof module.PatternError)) throw fault;
+                    return { message: fault.message, text: fault.text, at: fault.at };
+                }
+            })(argument)""",
+            [text, list(shape)],
+        )
+        assert found == wanted
+
+    @pytest.mark.parametrize("momentum", [0.1, 0.75, None], ids=str)
+    @pytest.mark.parametrize(
+        ("norm", "shape"), [("batch", (4, 6, 2, 3)), ("ghost", (5, 4, 2)), ("instance", (3, 2, 4, 2))], ids=str
+    )
+    def test_history_is_the_layers(
+        self, desk: Opened, norm: str, shape: tuple[int, ...], momentum: float | None
+    ) -> None:
+        """Five batches through the page and through the layer; then evaluation, with γ and β."""
+        channels = shape[1]
+        weight, bias = (torch.randn(channels, dtype=torch.float64) for _ in range(2))
+        asked = {
+            **{"norm": norm, "shape": ",".join(map(str, shape)), "momentum": "none" if momentum is None else momentum},
+            **{"updates": 5, "mode": "eval", "motion": "drift", "eps": 0.001},
+            **{"weight": ",".join(f"{w:.8g}" for w in weight), "bias": ",".join(f"{b:.8g}" for b in bias)},
+        }
+        scene = computed(
+            desk,
+            "scene",
+            """(async (fragment) => {
+                const { fromFragment } = await import("explorer/state");
+                const { code } = await import("explorer/normalizers");
+                const state = fromFragment(fragment);
+                const scene = module.compute(state);
+                const batches = [0, 1, 2, 3, 4].map((step) => [...scene.source.draw(step, 1, step + 1)]);
+                const { weight, bias } = scene.parameters;
+                const lists = { x: scene.x, y: scene.y, mean: scene.history.mean, variance: scene.history.variance, weight, bias };
+                const told = Object.fromEntries(Object.entries(lists).map(([name, values]) => [name, [...values]]));
+                return { ...told, batches, code: code(state, scene.made) };
+            })(argument)""",
+            urlencode(asked),
+        )
+        layer = eval(scene["code"]).double()
+        for batch in scene["batches"]:
+            layer(torch.tensor(batch, dtype=torch.float64).reshape(shape))
+        np.testing.assert_allclose(scene["mean"], layer.running_mean, rtol=1e-12)
+        np.testing.assert_allclose(scene["variance"], layer.running_var, rtol=1e-12)
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor(scene["weight"], dtype=torch.float64))
+            layer.bias.copy_(torch.tensor(scene["bias"], dtype=torch.float64))
+        y = layer.eval()(torch.tensor(scene["x"], dtype=torch.float64).reshape(shape))
+        np.testing.assert_allclose(scene["y"], y.detach().ravel(), rtol=1e-11, atol=1e-11)
+
+    @pytest.mark.parametrize("norm", NORMALIZERS)
+    def test_code_makes_what_is_shown(self, desk: Opened, norm: str) -> None:
+        """The line of Python makes a layer with the page's recipe, whose output is the page's."""
+        scene = computed(
+            desk,
+            "scene",
+            """(async (fragment) => {
+                const { fromFragment } = await import("explorer/state");
+                const { code, sentence } = await import("explorer/normalizers");
+                const state = fromFragment(fragment);
+                const scene = module.compute(state);
+                const told = { shape: scene.shape, x: [...scene.x], y: [...scene.y] };
+                return { ...told, code: code(state, scene.made), sentence: sentence(scene.made, state.momentum) };
+            })(argument)""",
+            f"norm={norm}",
+        )
+        layer = eval(scene["code"]).double()
+        text, *others = str(layer.recipe).split(" | ")
+        shown, *said = scene["sentence"]
+        assert Pattern.parse(shown).bind(scene["shape"]) == Pattern.parse(text).bind(scene["shape"])
+        # An eps that is none is the dtype's, which is said for float32.
+        assert [part.replace("machine eps", "eps 1.19209e-07") for part in others] == said
+        x = torch.tensor(scene["x"], dtype=torch.float64).reshape(scene["shape"])
+        y = layer(x).detach()
+        eps = 2e-7 if "machine" in str(layer.recipe) else 1e-12
+        np.testing.assert_allclose(scene["y"], y.ravel(), rtol=10 * eps, atol=eps)
+
+
+def drawn(shown: Opened, selector: str) -> str:
+    return str(shown.page.inner_text(selector))
+
+
+def turn_to(shown: Opened, fragment: str) -> None:
+    """Another view of the page that is open."""
+    shown.page.evaluate(
+        """(fragment) => new Promise((done) => {
+            const changes = location.hash.slice(1) !== fragment;
+            location.hash = fragment;
+            if (changes) addEventListener("hashchange", () => requestAnimationFrame(done), { once: true });
+            else done();
+        })""",
+        fragment,
+    )
+
+
+# Each normalizer where it shows something of its own; a fault; a batch of one; nothing to tell apart.
+VIEWS = [
+    *("", "norm=ghost&shape=5,4,2,2&mode=eval", "norm=layer&show=y", "norm=rms&show=x", "norm=group"),
+    *("norm=instance", "norm=qk", "norm=layer2d&shift=3", "pattern=n+(c+[h]", "shape=1,6&momentum=none"),
+    *("norm=free&pattern=[...]&affine=&history=&shape=5", "spread=0&eps=0&shift=1", "shape=16,3,4,4&updates=60"),
+]
+AUDITED = ("", "pattern=n+(c+[h]")
+
+
+class TestPage:
+    pytestmark = IN_A_BROWSER
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize("width", [WIDE, NARROW])
+    def test_manners(self, chromium: Any, file: Path, width: int, scheme: Any) -> None:
+        with opened(chromium, file, width=width, scheme=scheme) as shown:
+            # Dark differs from light in its colors alone.
+            for view in VIEWS if scheme == "light" else AUDITED:
+                turn_to(shown, view)
+                shown.page.evaluate("for (const group of document.querySelectorAll('details')) group.open = true")
+                assert shown.overflow <= 0, view
+                assert drawn(shown, "#code").startswith("layer = evenorm."), view
+                if view in AUDITED:
+                    assert violations(shown.page) == [], view
+                assert shown.complaints == [], view
+            assert shown.left == []
+
+    def test_bad_manners_are_found(self, chromium: Any, tmp_path: Path) -> None:
+        page = tmp_path / "bad.html"
+        page.write_text("<img src='http://127.0.0.1:9/x.png'><p style='width:2000px;color:#eee'>a</p><script>no()</script>")
+        with opened(chromium, page) as shown:
+            assert shown.overflow > 0
+            assert shown.left == ["http://127.0.0.1:9/x.png"]
+            assert any("no is not defined" in line for line in shown.complaints)
+            assert any(line.startswith("image-alt") for line in violations(shown.page))
+
+    def test_keyboard_follows_an_element_and_the_address_keeps_it(self, chromium: Any, file: Path) -> None:
+        with opened(chromium, file) as shown:
+            assert drawn(shown, "#group").startswith("n 0, c 1, h 0, w 0 is in group B. With 23 other")
+            shown.page.focus("td[tabindex='0']")
+            for key in ("ArrowDown", "PageDown", "ArrowRight", "End"):
+                shown.page.keyboard.press(key)
+            assert drawn(shown, "#group").startswith("n 1, c 2, h 1, w 2 is in group C.")
+            assert shown.page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("n 1, c 2, h 1, w 2: x")
+            shown.page.wait_for_url("**at=1%2C2%2C1%2C2*")
+            address = shown.page.url
+        with opened(chromium, file, fragment=address.partition("#")[2]) as again:
+            assert drawn(again, "#group").startswith("n 1, c 2, h 1, w 2 is in group C.")
+
+    def test_pointing_shows_a_group(self, chromium: Any, file: Path) -> None:
+        with opened(chromium, file) as shown:
+            shown.page.hover("#block polygon.front[data-element='12']")
+            assert drawn(shown, "#group").startswith("n 0, c 2, h 0, w 0 is in group C.")
+            sharing = shown.page.locator("#cells td.shares").all_inner_texts()
+            assert sharing == ["C"] * 24
+            shown.page.click("#cells td[data-element='143']")
+            assert drawn(shown, "#steps caption").startswith("Group F, m = 24")
+
+    def test_a_fault_is_python_s(self, chromium: Any, file: Path) -> None:
+        with opened(chromium, file) as shown:
+            for text in ("[n] c (", "[n] c [n]", "[n] c h w d", "n (c [...])"):
+                shown.page.fill("#pattern", text)
+                with pytest.raises(PatternError) as caught:
+                    Pattern.parse(text).bind((4, 6, 2, 3))
+                assert drawn(shown, "#fault") == str(caught.value)
+                assert shown.page.get_attribute("#pattern", "aria-invalid") == "true"
+                assert shown.page.is_visible("#stale")
+            shown.page.fill("#pattern", "n [c] [h w]")
+            assert drawn(shown, "#fault") == ""
+            assert drawn(shown, "#sentence span:first-child") == "n [c h w]"
+
+    def test_both_conventions_of_momentum(self, chromium: Any, file: Path) -> None:
+        with opened(chromium, file) as shown:
+            shown.page.fill("#decay", "0.99")
+            assert shown.page.input_value("[name=momentum]") == "0.01"
+            shown.page.fill("[name=momentum]", "0.25")
+            assert shown.page.input_value("#decay") == "0.75"
+            assert "running average (momentum 0.25)" in drawn(shown, "#sentence")
+            assert "momentum=0.25" in drawn(shown, "#code")
+            shown.page.check("#cumulative")
+            assert "momentum=None" in drawn(shown, "#code")
+
+    def test_batchmates(self, chromium: Any, file: Path) -> None:
+        nothing = "Nothing changes, to the last bit"
+        views = {"norm=batch": True, "norm=batch&mode=eval": False, "norm=layer": False, "norm=group": False}
+        with opened(chromium, file) as shown:
+            for view, changes in views.items():
+                turn_to(shown, f"{view}&shift=2")
+                assert drawn(shown, "#mates-said").startswith(nothing) is not changes, view
+
+    def test_gamma_and_beta_undo_the_normalization(self, chromium: Any, file: Path) -> None:
+        with opened(chromium, file, fragment="show=y") as shown:
+            cells = "#cells td"
+            normalized = shown.page.locator(cells).all_inner_texts()
+            shown.page.click("#undo")
+            undone = shown.page.locator(cells).all_inner_texts()
+            shown.page.check("input[name=show][value=x]")
+            assert undone == shown.page.locator(cells).all_inner_texts() != normalized
+            shown.page.check("input[name=norm][value=layer2d]", force=True)
+            assert shown.page.is_disabled("#undo")
+
+    def test_theme_is_chosen_and_kept(self, chromium: Any, file: Path) -> None:
+        with opened(chromium, file, scheme="dark") as shown:
+            background = "getComputedStyle(document.body).backgroundColor"
+            dark = shown.page.evaluate(background)
+            shown.page.select_option("#theme", "light")
+            assert shown.page.evaluate(background) != dark
+            shown.page.reload()
+            assert shown.page.input_value("#theme") == "light"
+            shown.page.emulate_media(media="print")
+            assert not shown.page.is_visible("#controls")
+
+    def test_addresses_of_any_kind_open(self, chromium: Any, file: Path) -> None:
+        wild = ("norm=none&shape=0,-1", "shape=99,99", "momentum=7&eps=x&at=99,99,99,99", "weight=1,a", "%%%", "norm=group&shape=4,5,2,2")
+        with opened(chromium, file) as shown:
+            for fragment in wild:
+                turn_to(shown, fragment)
+                assert drawn(shown, "#code").startswith("layer = evenorm."), fragment
+                assert shown.complaints == [], fragment
+        with opened(chromium, file, fragment=wild[-1]) as shown:
+            assert "2 does not divide the axis of 5" in drawn(shown, "#fault")
+            assert shown.complaints == []
