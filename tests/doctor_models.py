@@ -1,6 +1,6 @@
 """The same model in another dress: under other class names, and inside a larger one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,14 +48,15 @@ class Larger(nn.Module):
         return mapped(self.parts[0](*args, **kwargs), add)
 
 
-def examined(specimen: Specimen, model: nn.Module, code: str) -> Examination:
+def examined(specimen: Specimen, model: nn.Module, code: str, options: Mapping[str, Any] | None = None) -> Examination:
     """What one rule says of a specimen, in whatever dress its model wears."""
+    options = specimen.options(model) if options is None else options
     if specimen.loop is None:
-        return examine(model, specimen.batch, select=[code], **specimen.options(model))
+        return examine(model, specimen.batch, select=[code], **options)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     with Monitor(model, optimizer) as monitor:
         specimen.loop(model, optimizer)
-    return monitor.examination(select=[code], **specimen.options(model))
+    return monitor.examination(select=[code], **options)
 
 
 DRESSES: dict[str, Callable[[nn.Module], nn.Module]] = {

@@ -33,9 +33,11 @@ def test_no_rule_stumbles(rule: Rule) -> None:
 @pytest.mark.parametrize("rule", ALL)
 def test_a_fix_heals(rule: Rule) -> None:
     for specimen in rule.ailing():
-        found = examined(specimen, specimen.model, rule.code)
-        if found.fix():
-            left = examined(specimen, specimen.model, rule.code)
+        options = specimen.options(specimen.model)
+        found = examined(specimen, specimen.model, rule.code, options)
+        # A loop runs again with an optimizer of its own.
+        if specimen.loop is None and found.fix():
+            left = examined(specimen, specimen.model, rule.code, options)
             assert len(left) < len(found), f"{rule.code}: the fix of {specimen.about!r} heals nothing"
 
 
