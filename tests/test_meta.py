@@ -35,8 +35,8 @@ def missing_term(verbs: SimpleNamespace) -> None:
     right = verbs.grad_input
 
     def grad_input(*arguments: Any) -> tuple[Tensor, Tensor | None]:
-        *operands, c1, _ = arguments
-        return right(*operands, c1, None)
+        *operands, c1, _, mask = arguments
+        return right(*operands, c1, None, mask)
 
     verbs.grad_input = grad_input
 
@@ -46,8 +46,8 @@ def missing_mean_term(verbs: SimpleNamespace) -> None:
     right = verbs.grad_input
 
     def grad_input(*arguments: Any) -> tuple[Tensor, Tensor | None]:
-        *operands, _, c2 = arguments
-        return right(*operands, None, c2)
+        *operands, _, c2, mask = arguments
+        return right(*operands, None, c2, mask)
 
     verbs.grad_input = grad_input
 
@@ -58,7 +58,7 @@ def unbiased_where_biased(verbs: SimpleNamespace) -> None:
 
     def forward(x: Tensor, pattern: Pattern, centered: bool, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         _, mean, m2 = right(x, pattern, centered, *rest)
-        eps, finish = rest
+        eps, finish, _ = rest
         rstd = (m2 / (pattern.bind(x.shape).count - 1) + eps).rsqrt()
         return verbs.apply(x, pattern, mean, rstd, finish), mean, m2
 
@@ -83,7 +83,7 @@ def half_statistics(verbs: SimpleNamespace) -> None:
 
     def forward(x: Tensor, pattern: Pattern, centered: bool, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         _, mean, m2 = right(x, pattern, centered, *rest)
-        eps, finish = rest
+        eps, finish, _ = rest
         rstd = (m2 / pattern.bind(x.shape).count + eps).rsqrt()
         rounded = (mean.bfloat16().double(), rstd.bfloat16().double())
         return verbs.apply(x, pattern, *rounded, finish), mean, m2
