@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from evenorm.surgery.proof import Proof
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["Row", "SurgeryReport"]
 
@@ -66,6 +66,10 @@ class SurgeryReport:
         return asdict(self)
 
     def __rich__(self) -> Table:
+        # Not at the top: importing evenorm should not cost what a terminal costs.
+        from rich.table import Table
+        from rich.text import Text
+
         title = f"{self.operation}: {', '.join(self._counts()) or 'nothing to do'}"
         caption = f"whole model: {self.proof}" if self.proof else None
         table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
