@@ -34,7 +34,7 @@ from evenorm.lab.networks import MODELS, PLACEMENTS, Model, Placement, build
 from evenorm.lab.normalizers import NORMALIZERS
 from evenorm.lab.probes import SavedBytes
 from evenorm.lab.record import record
-from evenorm.lab.report import page
+from evenorm.lab.report.comparison import page
 from evenorm.lab.sentences import conclude
 from evenorm.lab.training import Run, Schedule, predictions, train
 from evenorm.lab.workers import gather, processes

@@ -17,7 +17,7 @@ from evenorm.lab.data import DataError, load
 from evenorm.lab.networks import MODELS, PLACEMENTS
 from evenorm.lab.normalizers import NORMALIZERS
 from evenorm.lab.record import record
-from evenorm.lab.report import write
+from evenorm.lab.report.comparison import write
 from evenorm.lab.sentences import conclude
 from evenorm.lab.workers import available
 

@@ -180,7 +180,7 @@ class Finding:
         if not self.values:
             return self.reason or "no seed has finished"
         unit = f" {self.claim.unit}" if self.claim.unit else ""
-        return f"{self.effect:.3g}{unit} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.effect:.3g}{unit} [{self.low:.3g}, {self.high:.3g}]".replace("-", "−")
 
 
 @dataclass

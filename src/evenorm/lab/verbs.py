@@ -18,6 +18,7 @@ from evenorm.lab import evidence
 from evenorm.lab.catalog import UnknownExperimentError, catalog, choose
 from evenorm.lab.data import DataError
 from evenorm.lab.experiment import Result
+from evenorm.lab.report.claims import write
 from evenorm.lab.run import FOLDER, Task, advance, missing, recall
 from evenorm.lab.setting import SCALES, SEEDS, Scale, Setting
 from evenorm.lab.store import Store
@@ -112,7 +113,7 @@ def run(order: Order, workers: int | None, as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def report(order: Order, page: Path | None, markdown: Path | None) -> int:
+def report(order: Order, page: Path, markdown: Path | None) -> int:
     """Write what is known of the experiments as a page and as Markdown."""
     with _complaints() as complaint:
         results = recall(choose(order.names), order.setting(), Store(order.folder), order.seeds)
@@ -123,6 +124,7 @@ def report(order: Order, page: Path | None, markdown: Path | None) -> int:
             )
     if complaint:
         return complaint[0]
+    write(found, page)
     if markdown:
         markdown.parent.mkdir(parents=True, exist_ok=True)
         markdown.write_text(evidence.markdown(found), encoding="utf-8")

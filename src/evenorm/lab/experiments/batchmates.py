@@ -10,11 +10,12 @@ import evenorm
 from evenorm.lab.experiment import Claim, Experiment, Observation, Plot, Rule
 from evenorm.lab.fit import descent, fit
 from evenorm.lab.networks import identity, perceptron
+from evenorm.lab.normalizers import Layer
 from evenorm.lab.setting import Setting
 from evenorm.lab.training import Schedule, stream, tensors
 
 SIZES = (2, 4, 8, 16, 32)
-LAYERS = {
+LAYERS: dict[str, Layer] = {
     "none": identity,
     "batch": evenorm.BatchNorm1d,
     "layer": evenorm.LayerNorm,

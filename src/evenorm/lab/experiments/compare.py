@@ -49,7 +49,8 @@ EXPERIMENT = Experiment(
             "many",
             "In a convolutional network with large batches batch normalization is the one to use.",
             "Sharma, “Batch and Layer Normalization” (2026), When to Use Each",
-            f"held-out accuracy with it at batch size {MANY}, minus the median of the other normalizations of activations",
+            f"held-out accuracy with it at batch size {MANY}, minus the median of the other normalizations of "
+            "activations",
             Rule(holds=0.5, reverses=-0.5),
             unit="points",
         ),

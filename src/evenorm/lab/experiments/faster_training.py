@@ -9,6 +9,7 @@ import evenorm
 from evenorm.lab.experiment import Claim, Experiment, Observation, Plot, Rule
 from evenorm.lab.fit import adam, descent, fit
 from evenorm.lab.networks import identity, perceptron
+from evenorm.lab.normalizers import Layer
 from evenorm.lab.setting import Setting
 from evenorm.lab.training import Schedule, Watch, stream
 from evenorm.lab.transformer import HeldOutLoss, Transformer, next_character
@@ -19,6 +20,7 @@ TARGET = 0.9
 RATES = (0.3, 1.0, 3.0)
 LENGTH = 32
 TEXT_RATES = (1e-3, 4e-3)
+NORMALIZED: dict[str, Layer] = {"none": identity, "layer": evenorm.LayerNorm}
 
 
 def measure(setting: Setting, seed: int) -> Observation:
@@ -55,7 +57,7 @@ def transformer(setting: Setting, seed: int, found: Observation) -> None:
     text = setting.text
     steps = setting.steps(quick=150, full=450, large=5000)
     best: dict[str, HeldOutLoss] = {}
-    for name, layer in {"none": identity, "layer": evenorm.LayerNorm}.items():
+    for name, layer in NORMALIZED.items():
         tried = []
         for rate in TEXT_RATES:
             network = Transformer(len(text.characters), layer, width=32, depth=3, length=LENGTH, seed=seed)

@@ -45,7 +45,7 @@ def measure(setting: Setting, seed: int) -> Observation:
     zero = network(evenorm.BatchNorm1d, 1.0)
     with torch.no_grad():
         for _, block in zero.hidden():
-            block.linear.weight.zero_()
+            block.linear.get_parameter("weight").zero_()
     guessing = float(np.bincount(images.test_labels).max()) / len(images.test_labels)
     found.effects["zeros"] = 100 * (accuracy(zero) - guessing)
     found.figures["guessing, %"] = 100 * guessing

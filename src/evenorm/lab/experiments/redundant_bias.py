@@ -26,9 +26,10 @@ class BiasGradients(Probe):
         assert isinstance(network, Network)
         squares = {"bias": 0.0, "beta": 0.0}
         for _, block in network.hidden():
-            for name, parameter in (("bias", block.linear.bias), ("beta", block.normalizer.bias)):
-                assert parameter.grad is not None
-                squares[name] += float(parameter.grad.double().square().sum())
+            for name, module in (("bias", block.linear), ("beta", block.normalizer)):
+                gradient = module.get_parameter("bias").grad
+                assert gradient is not None
+                squares[name] += float(gradient.double().square().sum())
         self.ratios.append((squares["bias"] / squares["beta"]) ** 0.5)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +12,7 @@ import evenorm
 from evenorm.lab.experiment import Claim, Experiment, Observation, Plot, Rule
 from evenorm.lab.fit import descent, falling, fit
 from evenorm.lab.networks import identity, perceptron
+from evenorm.lab.normalizers import Layer
 from evenorm.lab.setting import Setting
 from evenorm.lab.training import Schedule, predictions, stream, tensors
 
@@ -23,12 +23,12 @@ RATE = 0.1
 SIZES = (4, 8, 16, 32, 64)
 
 
-def with_dropout(layer: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
+def with_dropout(layer: Layer) -> Layer:
     """Return the layer and dropout of a quarter behind it."""
     return lambda size: nn.Sequential(layer(size), nn.Dropout(0.25))
 
 
-LAYERS = {
+LAYERS: dict[str, Layer] = {
     "none": identity,
     "batch": evenorm.BatchNorm1d,
     "layer": evenorm.LayerNorm,

@@ -62,6 +62,14 @@ for (const button of document.querySelectorAll(".keys button")) {
     draw();
   });
 }
+// A press on a verdict hides its claims.
+for (const button of document.querySelectorAll(".filters button")) {
+  button.addEventListener("click", () => {
+    const shown = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", String(shown));
+    for (const row of document.querySelectorAll(`tr[data-verdict="${button.dataset.verdict}"]`)) row.hidden = !shown;
+  });
+}
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 addEventListener("beforeprint", () => { root.classList.add("paper"); draw(); });
 addEventListener("afterprint", () => { root.classList.remove("paper"); draw(); });

@@ -1,12 +1,10 @@
-"""A comparison as one HTML page that loads nothing: the only room that knows HTML."""
+"""A comparison as a page."""
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -14,57 +12,20 @@ import torch
 from evenorm.lab import figures
 from evenorm.lab.advice import accuracy_noise, choose, tied
 from evenorm.lab.compare import BELOW_GUESSING, RATES, TRIAL, Comparison, Row
-from evenorm.lab.figures import DASHES, Figure
 from evenorm.lab.normalizers import NORMALIZERS
+from evenorm.lab.report.document import Plots, document, key, plural, save
 from evenorm.lab.sentences import Conclusion, at_sizes, invocation
 from evenorm.lab.terminal import largest, steps
 from evenorm.lab.training import EVALUATIONS, WATCHED
 
-# Allows the page its own styles and scripts, and nothing from anywhere else.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
-
-# Strokes and gaps of plotly's dashes.
-STROKES = {"solid": "none", "dot": "3 3", "dash": "7 4", "dashdot": "9 3 3 3"}
-
 
 def write(comparison: Comparison, conclusion: Conclusion, output: Path) -> None:
     """Write the report of a comparison with at least one result."""
-    # Written beside and moved: a file of that name is always a whole report.
-    draft = output.with_name(output.name + ".part")
-    draft.write_text(page(comparison, conclusion), encoding="utf-8")
-    draft.replace(output)
-
-
-class Plots:
-    """The figures of a page, in the order in which they are placed."""
-
-    def __init__(self) -> None:
-        self.figures: list[Figure] = []
-
-    def place(self, figure: Figure, titled: bool = True) -> str:
-        """Return the place for a figure."""
-        self.figures.append(figure)
-        title = f"<h4>{escape(figure.title)}</h4>" if titled else ""
-        return (
-            f"<figure>{title}<div class='plot' role='img' aria-label='{escape(figure.text)}' "
-            f"data-figure='{len(self.figures) - 1}' style='min-height:{figure.height}px'></div></figure>"
-        )
-
-    def grid(self, several: Iterable[Figure]) -> str:
-        """Return the place for several figures beside one another."""
-        return f"<div class='grid'>{''.join(map(self.place, several))}</div>"
-
-    def json(self) -> str:
-        """Return the figures for the page's script."""
-        text = json.dumps([vars(figure) for figure in self.figures], separators=(",", ":"), allow_nan=False)
-        return text.replace("</", "<\\/")
+    save(page(comparison, conclusion), output)
 
 
 def page(comparison: Comparison, conclusion: Conclusion) -> str:
     """Return the whole page."""
-    from plotly.offline import get_plotlyjs
-
-    here = files("evenorm.lab")
     plots = Plots()
     body = "".join(
         [
@@ -79,24 +40,7 @@ def page(comparison: Comparison, conclusion: Conclusion) -> str:
             footer(comparison),
         ]
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<link rel="icon" href="data:,">
-<title>evenorm compare: {escape(comparison.images.name)}</title>
-<style>{here.joinpath("report.css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-{body}
-<script type="application/json" id="figures">{plots.json()}</script>
-<script>{get_plotlyjs()}</script>
-<script>{here.joinpath("report.js").read_text(encoding="utf-8")}</script>
-</body>
-</html>
-"""
+    return document(f"evenorm compare: {comparison.images.name}", body, plots)
 
 
 def header(comparison: Comparison) -> str:
@@ -206,15 +150,6 @@ def keys(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return f"<div class='keys' aria-label='Rows shown; press to hide'>{''.join(buttons)}</div>"
-
-
-def key(name: str) -> str:
-    """Return the stroke with which a row is drawn."""
-    gaps = STROKES[DASHES.get(name, "solid")]
-    return (
-        f"<svg class='key' viewBox='0 0 24 4' aria-hidden='true'><path d='M0 2h24' stroke='var(--{name})' "
-        f"stroke-width='3' stroke-dasharray='{gaps}'/></svg>"
-    )
 
 
 COLUMNS = (
@@ -334,8 +269,3 @@ def footer(comparison: Comparison) -> str:
         f"<p>The same seeds give the same figures, times apart. evenorm on torch {escape(torch.__version__)}, "
         f"Python {platform.python_version()}, {escape(platform.machine())}.</p></footer>"
     )
-
-
-def plural(count: int, noun: str) -> str:
-    """Return '1 seed' or '3 seeds'."""
-    return f"{count} {noun}{'s' * (count != 1)}"
