@@ -89,7 +89,7 @@ def test_import_brings_in_nothing_heavy() -> None:
     # torch imports some of them itself where they are installed.
     script = "import torch, sys; before = set(sys.modules); import evenorm\n"
     new = set(python(script + "print(*(set(sys.modules) - before))").split())
-    heavy = ("triton", "sklearn", "plotly", "PIL", "evenorm.lab", "evenorm.bench", "typer")
+    heavy = ("triton", "sklearn", "plotly", "PIL", "evenorm.lab", "evenorm.bench", "typer", "rich")
     assert not {name for name in new if name.startswith(heavy)}
 
 
