@@ -64,5 +64,5 @@ EXPERIMENT = Experiment(
     ),
     changes="A start that does not keep the scale of activations the same in every layer, or units that saturate.",
     measure=measure,
-    plots=(Plot("drift", "Drift by depth", "hidden layer", "drift in two updates, widths of the distribution"),),
+    plots=(Plot("drift", "Drift by depth", "hidden layer", "drift in two updates, widths"),),
 )

@@ -15,7 +15,7 @@ import torch
 from evenorm.lab.curves import figures
 from evenorm.lab.evidence import command
 from evenorm.lab.experiment import VERDICTS, Finding, Result, Verdict
-from evenorm.lab.report.document import Plots, document, plural, save
+from evenorm.lab.report.document import Plots, document, plural, prose, save
 
 # A sign beside the word, so that no verdict is told by color alone.
 SIGNS: dict[Verdict, str] = {
@@ -114,7 +114,7 @@ def effect(finding: Finding) -> str:
     if not finding.values:
         return escape(finding.text)
     value, _, interval = finding.text.partition(" [")
-    return f"<span>{escape(value)}</span> <span>[{escape(interval)}</span>"
+    return f"<span class='kept'>{escape(value)}</span> <span class='kept'>[{escape(interval)}</span>"
 
 
 def section(result: Result, plots: Plots) -> str:
@@ -127,7 +127,7 @@ def section(result: Result, plots: Plots) -> str:
         f"<section id='{experiment.slug}'><h2><span class='slug'>{experiment.slug}</span> "
         f"{escape(experiment.question)}</h2><div class='findings'>{''.join(map(claim, result.findings))}</div>{failed}"
         f"<h3>What was seen</h3>{plots.grid(figures(result))}{pictures(result)}"
-        f"<h3>How it was measured</h3><p>{escape(experiment.protocol)}</p>"
+        f"<h3>How it was measured</h3><p>{prose(experiment.protocol)}</p>"
         f"<p><strong>What would change it:</strong> {escape(experiment.changes)}</p>"
         f"{numbers(result)}{settings(result)}"
         "<p class='back'><a href='#claims'>All claims</a></p></section>"
@@ -141,7 +141,7 @@ def claim(finding: Finding) -> str:
         f"<article><p class='said'>{badge(finding.verdict)} {escape(about.text)}</p>"
         f"<p class='note'>{escape(about.source)}</p>{ruler(finding)}"
         f"<p class='note'>Measured: {escape(about.effect)}. <strong>{effect(finding)}</strong><br>"
-        f"{escape(about.rule.text(about.unit))}</p></article>"
+        f"{prose(about.rule.text(about.unit))}</p></article>"
     )
 
 

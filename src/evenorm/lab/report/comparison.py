@@ -13,7 +13,7 @@ from evenorm.lab import figures
 from evenorm.lab.advice import accuracy_noise, choose, tied
 from evenorm.lab.compare import BELOW_GUESSING, RATES, TRIAL, Comparison, Row
 from evenorm.lab.normalizers import NORMALIZERS
-from evenorm.lab.report.document import Plots, document, key, plural, save
+from evenorm.lab.report.document import Plots, document, key, plural, prose, save
 from evenorm.lab.sentences import Conclusion, at_sizes, invocation
 from evenorm.lab.terminal import largest, steps
 from evenorm.lab.training import EVALUATIONS, WATCHED
@@ -68,11 +68,6 @@ def result(conclusion: Conclusion) -> str:
         f"<p>{prose(conclusion.recommendation)}</p><p>{prose(conclusion.evidence)}</p>"
         f"<p>{escape(conclusion.next)}:</p><pre>{escape(conclusion.command)}</pre></section>"
     )
-
-
-def prose(text: str) -> str:
-    """Return text whose numbers stay with their units and errors."""
-    return escape(text).replace(" ± ", "&nbsp;±&nbsp;").replace(" %", "&nbsp;%")
 
 
 def introduction(comparison: Comparison) -> str:

@@ -83,6 +83,12 @@ def key(name: str) -> str:
     )
 
 
+def prose(text: str) -> str:
+    """Return text whose numbers stay with their units and errors."""
+    kept = escape(text).replace(" ± ", "&nbsp;±&nbsp;")
+    return kept.replace(" %", "&nbsp;%").replace(" ×", "&nbsp;×")
+
+
 def plural(count: int, noun: str) -> str:
     """Return '1 seed' or '3 seeds'."""
     return f"{count} {noun}{'s' * (count != 1)}"
