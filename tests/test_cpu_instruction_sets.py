@@ -1,0 +1,208 @@
+"""The extension's verbs in every instruction set that the machine has, on every layout, against torch in float64.
+
+Memory that a call takes is filled with NaN first, so what is never written shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import sqrt
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from evenorm import Affine, Epilogue, Pattern
+from evenorm.epilogue import ACTIVATIONS
+from evenorm.kernels import Finish, cpu, eager
+
+if not cpu.available():
+    pytest.skip("the C++ extension is not built", allow_module_level=True)
+
+from evenorm import _cpu  # type: ignore[attr-defined]
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+# Pattern, axes of the affine, shape, order of the axes in memory: one for each way the loops go.
+PLACES: dict[str, tuple[str, str, tuple[int, ...], tuple[int, ...] | None]] = {
+    "long runs": ("[n] c [l]", "c", (3, 2, 4500), None),
+    "short runs": ("[n] c [l]", "c", (5, 3, 70), None),
+    "rows": ("... [d]", "d", (9, 100), None),
+    "wide rows": ("... [d]", "d", (3, 5003), None),
+    "tiny rows": ("... [d]", "d", (70, 7), None),
+    "groups": ("n (g=2 [c]) [l]", "g c", (3, 6, 67), None),
+    "groups, channels last": ("n (g=2 [c]) [l]", "g c", (2, 8, 67), (0, 2, 1)),
+    "columns": ("[n] c", "c", (37, 300), None),
+    "folded columns": ("[n] c", "c", (701, 6), None),
+    "columns by row": ("n [c] l", "c", (2, 9, 70), None),
+    "scaled per sample": ("n [c] l", "n c", (2, 9, 70), None),
+    "one by one": ("n [c] l", "l", (3, 40, 7), None),
+}
+
+
+@pytest.fixture(params=_cpu.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set in turn."""
+    best = _cpu.isa()
+    _cpu.set_isa(request.param)
+    yield request.param
+    _cpu.set_isa(best)
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """New memory holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def laid(values: Tensor, order: tuple[int, ...] | None) -> Tensor:
+    if order is None:
+        return values.contiguous()
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return values.permute(order).contiguous().permute(back)
+
+
+def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype, terms: int, what: str) -> None:
+    """One rounding to the dtype, and a few of the accumulator's on the largest term."""
+    accumulator = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    largest = expected.abs().max().item()
+    bound = torch.finfo(dtype).eps / 2 * expected.abs() + 16 * accumulator * sqrt(terms) * max(largest, 1.0)
+    error = (found.double() - expected).abs()
+    assert largest > 0, what
+    assert (error <= bound).all(), f"{what}: off by {error.max():.3g} of {largest:.3g}"
+
+
+def operands(place: str, dtype: torch.dtype) -> tuple[Pattern, Affine, dict[str, Tensor]]:
+    """Input, gradient and residual in the dtype, weight and bias in float32."""
+    text, axes, shape, order = PLACES[place]
+    pattern, affine = Pattern.parse(text), Affine(axes)
+    sizes = pattern.bind(shape).sizes(affine.axes)
+    tensors = {name: laid(torch.randn(shape) + 0.3, order).to(dtype) for name in ("x", "dy", "residual")}
+    return pattern, affine, {**tensors, "weight": 0.5 + torch.rand(sizes), "bias": 0.3 * torch.randn(sizes)}
+
+
+def wide(finish: Finish) -> Finish:
+    """The same in float64."""
+    tensors = (finish.weight, finish.bias, finish.residual, finish.output)
+    return Finish(finish.affine, finish.epilogue, *(None if t is None else t.double() for t in tensors))
+
+
+def check(pattern: Pattern, x: Tensor, dy: Tensor, finish: Finish, by_output: bool) -> None:
+    """Both forward verbs, all backward ones."""
+    dtype, count = x.dtype, max(pattern.bind(x.shape).count, x.shape[0])
+    y, mean, m2 = cpu.forward(x, pattern, True, 1e-5, finish)
+    moments = eager.moments(x.double(), pattern, True)
+    exact = (pattern, moments[0], (moments[1] / pattern.bind(x.shape).count + 1e-5).rsqrt())
+    if finish.affine.cast == "before" and dtype in (torch.bfloat16, torch.float16):
+        # What lies between two numbers of the dtype may be rounded either way, here before the scale.
+        ulp = torch.finfo(dtype).eps * y.abs().max()
+        torch.testing.assert_close(y, eager.apply(x, *exact, finish), atol=3 * ulp.item(), rtol=0)
+        return
+    expected_y = eager.apply(x.double(), *exact, wide(finish))
+    assert_near(y, expected_y, dtype, count, "y")
+    for found, expected, what in zip(cpu.moments(x, pattern, True), moments, ("mean", "M2"), strict=True):
+        assert_near(found, expected, torch.float32, count, what)
+    rstd = (m2 / pattern.bind(x.shape).count + 1e-5).rsqrt()
+    assert_near(cpu.apply(x, pattern, mean, rstd, finish), expected_y, dtype, count, "y of apply")
+    if by_output:
+        finish = replace(finish, residual=None, output=y)
+    s1, s2, *parameters = eager.grad_sums(dy.double(), x.double(), *exact, wide(finish))
+    c1, c2 = (s / pattern.bind(x.shape).count for s in (s1, s2))
+    dx, dz = eager.grad_input(dy.double(), x.double(), *exact, wide(finish), c1, c2)
+    found_dx, *found_parameters, found_dz = cpu.backward(dy, x, pattern, True, 1e-5, *moments, finish)
+    sums = cpu.grad_sums(dy, x, *exact, finish)
+    input_dx, input_dz = cpu.grad_input(dy, x, *exact, finish, c1, c2)
+    terms = x.numel()
+    for dx_of, what in ((found_dx, "dx"), (input_dx, "dx of grad_input")):
+        assert_near(dx_of, dx, dtype, count, what)
+    for found, expected in zip((*sums, *found_parameters), (s1, s2, *parameters, *parameters), strict=True):
+        assert_near(found, expected, torch.float32, terms, "sums")
+    for found_z in (found_dz, input_dz):
+        if finish.has_residual:
+            assert found_z is not None
+            assert_near(found_z, dz, dtype, 1, "residual's gradient")  # type: ignore[arg-type]
+        else:
+            assert found_z is None
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_layout(isa: str, dtype: torch.dtype, place: str) -> None:
+    """Bare; by the gate, with and without a residual; by slopes; rounded before the scale."""
+    pattern, affine, given = operands(place, dtype)
+    x, dy, residual = (given.pop(name) for name in ("x", "dy", "residual"))
+    for spelled in (affine, Affine(affine.axes, 1.0, "before")):
+        for activation, beside in (("identity", None), ("relu", None), ("relu", residual), ("silu", residual)):
+            finish = Finish(spelled, Epilogue(activation), residual=beside, **given)
+            check(pattern, x, dy, finish, by_output=activation == "relu" and beside is not None)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("place", ["rows", "folded columns", "tiny rows", "one by one"])
+def test_every_activation(isa: str, place: str, activation: str) -> None:
+    pattern, affine, given = operands(place, torch.float32)
+    x, dy, residual = (3 * given.pop(name) for name in ("x", "dy", "residual"))
+    for beside in (None, residual):
+        finish = Finish(affine, Epilogue(activation, 0.2), residual=beside, **given)
+        check(pattern, x, dy, finish, by_output=False)
+
+
+def curve(activation: str, z: Tensor, slope: bool) -> Tensor:
+    """An activation or its slope by the extension, at z."""
+    plan = _cpu.Plan(1, 1, 1, z.numel(), z.numel(), 1, z.numel(), (0, 0, 0), (0, 0, 0))
+    dtype = _cpu.DTYPES[str(z.dtype).removeprefix("torch.")]
+    kernel = _cpu.Kernel(plan, dtype, True, 0.0, dtype, 0.0, False, _cpu.ACTIVATIONS[activation], 0.2)
+    mean, rstd, out, dy = torch.zeros(1).double(), torch.ones(1).double(), torch.empty_like(z), torch.ones_like(z)
+    pointers = [t.data_ptr() for t in (z, out, mean, rstd)]
+    if slope:
+        kernel.grad_input(dy.data_ptr(), *pointers, 0, 0, 0, 0, 0, 0, 0)
+    else:
+        kernel.apply(*pointers, 0, 0, 0)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_are_exact_to_two_units(isa: str, activation: str, dtype: torch.dtype) -> None:
+    """Of the larger of 1 and |z|, over all z that matter, both slopes at once; what torch gives of odd values."""
+    z = torch.cat([torch.linspace(-20, 20, 30_001), torch.randn(30_000), torch.linspace(-1e-3, 1e-3, 1000)]).to(dtype)
+    z = z[~torch.isin(z.abs(), torch.tensor([0.0, 3.0, 6.0], dtype=dtype))]
+    epilogue, unit = Epilogue(activation, 0.2), torch.finfo(dtype).eps
+    value, slope = epilogue.apply(z.double()), epilogue.derivative(z.double())
+    # Torch's own in float64 is no better than this.
+    few = 2 if dtype == torch.float32 else 24
+    assert ((curve(activation, z, False).double() - value).abs() <= few * unit * z.abs().clamp_min(1)).all()
+    assert ((curve(activation, z, True).double() - slope).abs() <= few * unit).all()
+    odd = torch.tensor([torch.nan, torch.inf, 1e30, -1e30], dtype=dtype)
+    torch.testing.assert_close(curve(activation, odd, False), epilogue.apply(odd), equal_nan=True)
+
+
+def test_activations_and_instruction_sets_by_name() -> None:
+    assert set(_cpu.ACTIVATIONS) == set(ACTIVATIONS)
+    with pytest.raises(ValueError, match=r"set_isa: 'mmx' is not one of isas"):
+        _cpu.set_isa("mmx")
+    assert _cpu.isas()[0] == "baseline"
+
+
+@pytest.mark.parametrize("stream", [1, 1 << 40], ids=["streamed", "cached"])
+def test_streamed_stores_give_the_same_bits(isa: str, stream: int) -> None:
+    pattern, affine, given = operands("columns by row", torch.float32)
+    x, dy, residual = (given.pop(name).repeat(3, 2, 9) for name in ("x", "dy", "residual"))
+    given = {name: value.repeat(2) for name, value in given.items()}
+    finish = Finish(affine, Epilogue("relu"), residual=residual, **given)
+    before = _cpu.stream_bytes()
+    results: list[Any] = []
+    try:
+        for limit in (1 << 40, stream):
+            _cpu.set_stream_bytes(limit)
+            y, mean, m2 = cpu.forward(x, pattern, True, 1e-5, finish)
+            results.append((y, *cpu.backward(dy, x, pattern, True, 1e-5, mean, m2, replace(finish, output=y))))
+    finally:
+        _cpu.set_stream_bytes(before)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
