@@ -104,6 +104,8 @@ def run(order: Order, workers: int | None, as_json: bool) -> int:
         sys.stdout.write(evidence.records(results) + "\n")
     else:
         Console(highlight=False).print(table(results))
+        if setting.scale == "quick":
+            talk.print("Provisional: quick runs, three seeds. --scale full decides.", style="dim")
     failed = [(r.experiment.slug, seed, reason) for r in results for seed, reason in r.failures.items()]
     for slug, seed, reason in failed:
         talk.print(f"failed: {slug}, seed {seed}: {reason}", style="red", soft_wrap=True)
@@ -113,8 +115,8 @@ def run(order: Order, workers: int | None, as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def report(order: Order, page: Path, markdown: Path | None) -> int:
-    """Write what is known of the experiments as a page and as Markdown."""
+def report(order: Order, page: Path, markdown: Path | None, as_json: bool) -> int:
+    """Write what is known of the experiments as a page, and as Markdown and JSON where asked."""
     with _complaints() as complaint:
         results = recall(choose(order.names), order.setting(), Store(order.folder), order.seeds)
         found = [result for result in results if result.observations]
@@ -128,6 +130,8 @@ def report(order: Order, page: Path, markdown: Path | None) -> int:
     if markdown:
         markdown.parent.mkdir(parents=True, exist_ok=True)
         markdown.write_text(evidence.markdown(found), encoding="utf-8")
+    if as_json:
+        sys.stdout.write(evidence.records(found) + "\n")
     written = ", ".join(str(path) for path in (page, markdown) if path)
     Console(stderr=True, highlight=False).print(f"{len(found)} of {len(results)} experiments: {written}")
     return 0
