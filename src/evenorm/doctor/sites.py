@@ -76,6 +76,12 @@ class Site:
         values = (getattr(self.module, name, None) for name in EPS_NAMES)
         return next((float(value) for value in values if isinstance(value, (int, float))), None)
 
+    def set_eps(self, eps: float) -> None:
+        """Write the eps to where the module names it."""
+        for name in EPS_NAMES:
+            if hasattr(self.module, name):
+                setattr(self.module, name, eps)
+
     @property
     def momentum(self) -> float | None:
         """The momentum, in torch's convention."""

@@ -1,0 +1,57 @@
+"""Fixes that several rules offer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from evenorm.doctor.finding import Fix
+from evenorm.doctor.sites import Site
+
+__all__ = ["assigned", "filled", "fused", "spelled", "with_eps"]
+
+
+def spelled(path: str) -> str:
+    """A module of the model, as Python spells it."""
+    return f"model.get_submodule({path!r})" if path else "model"
+
+
+def assigned(site: Site, name: str, value: object) -> Fix:
+    """An attribute of the module, set."""
+    return Fix(f"{spelled(site.path)}.{name} = {value!r}", partial(setattr, site.module, name, value))
+
+
+def with_eps(site: Site, eps: float) -> Fix | None:
+    """Another eps; ``None`` where the module names none."""
+    if site.eps is None:
+        return None
+    return Fix(f"{spelled(site.path)}.eps = {eps:g}", partial(site.set_eps, eps))
+
+
+def filled(site: Site, value: float) -> Fix:
+    """Every γ set to a value."""
+    return Fix(f"{spelled(site.path)}.weight.data.fill_({value:g})", partial(_fill, site, value))
+
+
+def _fill(site: Site, value: float) -> None:
+    with torch.no_grad():
+        if site.weight is not None:
+            site.weight.fill_(value)
+
+
+def fused(module: nn.Module) -> Fix | None:
+    """Our layer in the module's place, with the same parameters; ``None`` where we have no such layer."""
+    from evenorm.surgery.recognize import Twin, recognize
+
+    if not isinstance(recognize(module), Twin):
+        return None
+    return Fix("evenorm.accelerate(model)", partial(_accelerate, module))
+
+
+def _accelerate(module: Any) -> None:
+    from evenorm.surgery import accelerate
+
+    accelerate(module)
