@@ -9,7 +9,7 @@ from evenorm import fold
 from evenorm.surgery.proof import Inputs, observe, prove
 from graphs import SEGMENTS, random_graph
 
-FAST, ALL = 2 * len(SEGMENTS), 12 * len(SEGMENTS)
+FAST, ALL = len(SEGMENTS), 12 * len(SEGMENTS)
 SEEDS = [*range(FAST), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(FAST, ALL))]
 
 
@@ -23,7 +23,7 @@ def test_random_graph(seed: int) -> None:
     before = {name: t.clone() for name, t in graph.model.state_dict().items()}
     folded, report = fold(graph.model, graph.input, inplace=False, report=True)
 
-    assert {row.path for row in report.changed} == graph.foldable
+    assert {row.path for row in report.changed} == graph.foldable, str(report)
     assert {row.path for row in report.refused} == graph.others
     assert all(row.refusal for row in report.refused)
     assert all(row.proof is not None and row.proof.holds for row in report.changed)

@@ -45,7 +45,21 @@ from evenorm.layers import (
 )
 from evenorm.weights import spectral_norm, weight_norm
 from evenorm.explain import Explanation, explain
-from evenorm.surgery import Proof, ProofError, SurgeryReport, accelerate, fold, revert
+from evenorm.surgery import (
+    Proof,
+    ProofError,
+    SurgeryReport,
+    accelerate,
+    convert,
+    drop_dead_bias,
+    fix_momentum,
+    fold,
+    freeze,
+    recalibrate,
+    revert,
+    split_weight_decay,
+    unfreeze,
+)
 from evenorm.doctor import Examination, Finding, Monitor, examine
 
 __all__ = [
@@ -90,12 +104,19 @@ __all__ = [
     "SyncError",
     "Synced",
     "accelerate",
+    "convert",
+    "drop_dead_bias",
     "examine",
     "explain",
+    "fix_momentum",
     "fold",
+    "freeze",
     "lockstep",
     "normalize",
+    "recalibrate",
     "revert",
     "spectral_norm",
+    "split_weight_decay",
+    "unfreeze",
     "weight_norm",
 ]

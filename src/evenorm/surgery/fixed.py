@@ -78,8 +78,11 @@ def _of_history(layer: Any, call: Call) -> Fixed | str:
 
 def _of_affine(layer: Any, call: Call) -> Fixed | str | None:
     weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
-    if weight is None or weight.dim() != 1:
-        return None if weight is None else "its weight lies on more than one axis"
+    if weight is None:
+        remembers = isinstance(layer, nn.modules.batchnorm._NormBase)
+        return "it keeps no history: its statistics come from each batch" if remembers else None
+    if weight.dim() != 1:
+        return "its weight lies on more than one axis"
     if isinstance(layer, Layer) and layer.epilogue != Epilogue():
         return "an activation follows its affine"
     shift = torch.zeros_like(weight, dtype=torch.float64) if bias is None else bias.detach().double()

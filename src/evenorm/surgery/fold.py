@@ -19,7 +19,7 @@ from evenorm.surgery.report import SurgeryReport
 from evenorm.surgery.rewrite import is_hooked
 from evenorm.surgery.snapshot import atomic
 
-__all__ = ["fold"]
+__all__ = ["fold", "sources"]
 
 
 def fold(model: nn.Module, example_inputs: Any, *, inplace: bool = True, report: bool = False) -> Any:
@@ -193,23 +193,31 @@ def _plan(norm: nn.Module, flow: Recording) -> _Folding | str | None:
 
 def _after(norm: nn.Module, part: Fixed, calls: Sequence[Call], flow: Recording) -> _Folding | str:
     """Into the layers whose outputs the normalizer reads, if it reads all of them and nobody else does."""
+    taken = sources(norm, part.axis, calls, flow)
+    if isinstance(taken, str):
+        return f"before it: {taken}"
+    weights = {layer: absorb_after(layer, part.scale, part.shift) for layer in taken}
+    return _Folding(norm, part, taken, weights, after=True)
+
+
+def sources(norm: nn.Module, axis: int, calls: Sequence[Call], flow: Recording) -> dict[nn.Module, Call] | str:
+    """The linear layers that a normalizer reads, if it reads all of their output and nobody else does."""
     taken: dict[nn.Module, Call] = {}
     for call in calls:
         writer = flow.writer(call.source)
         if writer is None:
-            return "before it: what it reads is not the very output of a convolution or Linear"
+            return "what it reads is not the very output of a convolution or Linear"
         reason = _why_not(writer.layer, flow)
         if reason is not None:
-            return f"before it: {reason}"
+            return reason
         taken.setdefault(writer.layer, writer)
     for layer in taken:
         for call in flow.calls[layer]:
             if not all(isinstance(r, Call) and r.layer is norm for r in flow.reads(call.result)):
-                return f"before it: the output of {type(layer).__name__} is used elsewhere, too"
-            if not call.plain or not flow.reads(call.result) or not _fits(call.result, call.result, layer, part):
-                return f"before it: {type(layer).__name__} has its channels on another axis"
-    weights = {layer: absorb_after(layer, part.scale, part.shift) for layer in taken}
-    return _Folding(norm, part, taken, weights, after=True)
+                return f"the output of {type(layer).__name__} is used elsewhere, too"
+            if not call.plain or not flow.reads(call.result) or not _fits(call.result, call.result, layer, axis):
+                return f"{type(layer).__name__} has its channels on another axis"
+    return taken
 
 
 def _before(norm: nn.Module, part: Fixed, calls: Sequence[Call], flow: Recording) -> _Folding | str:
@@ -228,7 +236,7 @@ def _before(norm: nn.Module, part: Fixed, calls: Sequence[Call], flow: Recording
             reason = _why_not(reader.layer, flow)
             if reason is not None:
                 return f"after it: {reason}"
-            if not _fits(call.source, call.result, reader.layer, part):
+            if not _fits(call.source, call.result, reader.layer, part.axis):
                 return f"after it: {type(reader.layer).__name__} has its channels on another axis"
             taken.setdefault(reader.layer, call)
     for layer in taken:
@@ -251,8 +259,8 @@ def _why_not(layer: nn.Module, flow: Recording) -> str | None:
     return reason
 
 
-def _fits(source: Tensor | None, result: Tensor | None, layer: nn.Module, part: Fixed) -> bool:
+def _fits(source: Tensor | None, result: Tensor | None, layer: nn.Module, axis: int) -> bool:
     """Whether channels lie where the fixed part lies, and no dtype changes on the way."""
     if source is None or result is None:
         return False
-    return channel_axis(layer, result.dim()) == part.axis and source.dtype == result.dtype
+    return channel_axis(layer, result.dim()) == axis and source.dtype == result.dtype
