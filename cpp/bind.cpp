@@ -5,7 +5,9 @@
 
 #include "cache.hpp"
 #include "call.hpp"
+#include "history.hpp"
 #include "isa.hpp"
+#include "pages.hpp"
 
 namespace nb = nanobind;
 using namespace evenorm;
@@ -54,7 +56,7 @@ class Kernel {
              Pointer residual) const {
     Call call = call_;
     call.x = at<void>(x);
-    call.out = at<void>(y);
+    call.out = room(y);
     call.mean = at<double>(mean);
     call.rstd = at<double>(rstd);
     finish(call, weight, bias, residual);
@@ -65,7 +67,7 @@ class Kernel {
                Pointer residual) const {
     Call call = call_;
     call.x = at<void>(x);
-    call.out = at<void>(y);
+    call.out = room(y);
     statistics(call, mean, m2);
     finish(call, weight, bias, residual);
     verbs().forward(call);
@@ -94,13 +96,13 @@ class Kernel {
     if (!x && !output && call.activation != Activation::identity) {
       throw nb::value_error("grad_input: the activation's slope needs x or the output");
     }
-    call.out = at<void>(dx);
+    call.out = room(dx);
     call.mean = at<double>(mean);
     call.rstd = at<double>(rstd);
     finish(call, weight, bias, residual);
     call.s1 = at<double>(c1);
     call.s2 = at<double>(c2);
-    call.d_residual = at<void>(d_residual);
+    call.d_residual = room(d_residual);
     verbs().grad_input(call);
   }
 
@@ -109,16 +111,21 @@ class Kernel {
                 Pointer d_residual) const {
     Call call = call_;
     gradient(call, dy, x, output);
-    call.out = at<void>(dx);
+    call.out = room(dx);
     statistics(call, mean, m2);
     finish(call, weight, bias, residual);
     call.dweight = at<double>(dweight);
     call.dbias = at<double>(dbias);
-    call.d_residual = at<void>(d_residual);
+    call.d_residual = room(d_residual);
     verbs().backward(call);
   }
 
  private:
+  void* room(Pointer p) const {
+    bool wide = call_.dtype == Dtype::float64, narrow = call_.dtype >= Dtype::bfloat16;
+    if (p) prefer_huge_pages(at<void>(p), plan_.numel * (wide ? 8 : narrow ? 2 : 4));
+    return at<void>(p);
+  }
   static void statistics(Call& call, Pointer mean, Pointer m2) {
     call.mean = at<double>(mean);
     call.m2 = at<double>(m2);
@@ -137,6 +144,11 @@ class Kernel {
   Plan plan_;
   Call call_;
 };
+
+History history_of(Pointer mean, Pointer variance, int dtype, Size count) {
+  return {at<void>(mean), at<void>(variance),
+          code_of<Dtype>(dtype, 2, "dtype: expected float32 or float64 of DTYPES"), count};
+}
 
 Strides strides_of(const Levels& levels) {
   return {std::get<0>(levels), std::get<1>(levels), std::get<2>(levels)};
@@ -207,6 +219,28 @@ NB_MODULE(_cpu, m) {
            nb::arg("mean"), nb::arg("m2"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
            nb::arg("output"), nb::arg("dweight"), nb::arg("dbias"), nb::arg("d_residual"),
            "grad_sums, then grad_input with c = s / values (c1 = 0 when not centered).");
+
+  m.def(
+      "recall",
+      [](Pointer running_mean, Pointer running_variance, int dtype, Size count, double eps,
+         Pointer mean, Pointer rstd) {
+        recall(history_of(running_mean, running_variance, dtype, count), eps, at<double>(mean),
+               at<double>(rstd));
+      },
+      nb::arg("running_mean"), nb::arg("running_variance"), nb::arg("dtype"), nb::arg("count"),
+      nb::arg("eps"), nb::arg("mean"), nb::arg("rstd"),
+      "mean and rstd = 1 / sqrt(running_variance + eps), as float64.");
+  m.def(
+      "absorb",
+      [](Pointer running_mean, Pointer running_variance, int dtype, Size count, Pointer mean,
+         Pointer m2, double divisor, double share) {
+        return absorb(history_of(running_mean, running_variance, dtype, count), at<double>(mean),
+                      at<double>(m2), divisor, share);
+      },
+      nb::arg("running_mean"), nb::arg("running_variance"), nb::arg("dtype"), nb::arg("count"),
+      nb::arg("mean"), nb::arg("m2"), nb::arg("divisor"), nb::arg("share"),
+      "running <- running + share * (new - running), the variance being m2 / divisor; False, and\n"
+      "nothing written, where a number is not finite.");
 
   m.def("isas", &isas, "The instruction sets of this build that this processor has, the best last.");
   m.def("isa", &isa, "The instruction set in use.");

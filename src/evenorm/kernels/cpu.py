@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 __all__ = [
+    "HISTORIES",
+    "absorb",
     "apply",
     "available",
     "backward",
@@ -32,6 +34,8 @@ __all__ = [
     "grad_sums",
     "moments",
     "name",
+    "recall",
+    "straight",
 ]
 
 name = "cpu"
@@ -44,6 +48,9 @@ except ImportError:
 
 _DTYPES = {} if _cpu is None else {getattr(torch, dtype): code for dtype, code in _cpu.DTYPES.items()}
 _NOTHING = Finish(Affine(), Epilogue())
+
+HISTORIES = (torch.float32, torch.float64)
+"""Dtypes of running averages that the extension reads and writes."""
 
 
 def available() -> bool:
@@ -95,6 +102,41 @@ def _prepared(
     scaling = (_DTYPES[parameter_dtype], affine.offset, affine.cast == "before")
     activation = (_cpu.ACTIVATIONS[epilogue.activation], epilogue.slope)
     return _Planned(planned.plan, _cpu.Kernel(planned.native, _DTYPES[dtype], centered, eps, *scaling, *activation))
+
+
+def straight(
+    x: Tensor,
+    pattern: Pattern,
+    affine: Affine,
+    epilogue: Epilogue,
+    centered: bool,
+    eps: float,
+    dtype: torch.dtype,
+    parameter_dtype: torch.dtype,
+    grad_strides: Strides | None,
+) -> Any | None:
+    """The extension's kernel, where every operand of a call lies as the extension wants it; else ``None``."""
+    if isinstance(_planned(pattern, affine, x.shape, x.stride(), grad_strides), str):
+        return None
+    plan, native = _prepared(
+        pattern, affine, epilogue, centered, eps, dtype, parameter_dtype, x.shape, x.stride(), grad_strides
+    )
+    lies = plan.x is not None and (grad_strides is None or plan.dy is not None)
+    ordered = plan.statistic_order is None and plan.parameter_order is None
+    return native if lies and ordered and torch.empty_like(x).stride() == plan.dense else None
+
+
+def recall(mean: Tensor, variance: Tensor, eps: float, to_mean: int, to_rstd: int) -> None:
+    """Mean and 1 / sqrt(variance + eps) of a history, written to two addresses."""
+    assert _cpu is not None
+    _cpu.recall(mean.data_ptr(), variance.data_ptr(), _DTYPES[mean.dtype], mean.numel(), eps, to_mean, to_rstd)
+
+
+def absorb(mean: Tensor, variance: Tensor, new_mean: int, m2: int, divisor: int, share: float) -> bool:
+    """Running averages take in what lies at two addresses; False, and nothing written, where it is not finite."""
+    assert _cpu is not None
+    running = (mean.data_ptr(), variance.data_ptr(), _DTYPES[mean.dtype], mean.numel())
+    return _cpu.absorb(*running, new_mean, m2, divisor, share)
 
 
 def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | None:

@@ -4,5 +4,6 @@ from evenorm.operator.fused import fused
 from evenorm.operator.settings import Settings
 from evenorm.operator.staged import staged
 from evenorm.operator.step import Step
+from evenorm.operator.straight import Straight
 
-__all__ = ["Settings", "Step", "fused", "staged"]
+__all__ = ["Settings", "Step", "Straight", "fused", "staged"]

@@ -13,7 +13,7 @@ from evenorm.statistics.average import Cumulative, Running
 from evenorm.statistics.history import History, Window
 from evenorm.statistics.source import Source
 
-__all__ = ["absorbed"]
+__all__ = ["absorbed", "refuse"]
 
 
 def absorbed(source: Source, history: History, moments: Moments, axes: tuple[int, ...], caller: object) -> History:
@@ -44,7 +44,7 @@ def _averaged(
     finite = torch.isfinite(variance.sum())
     concrete = _is_concrete(finite)
     if concrete and not bool(finite):
-        _report(average, caller)
+        refuse(average, caller)
         return history._replace(skipped=_plus(history.skipped, 1))
     if not concrete and average.nonfinite == "raise":
         torch._assert_async(finite, f"{caller}: a batch holds values that are not finite")
@@ -76,7 +76,7 @@ def _accumulated(
     assert source.window is not None
     finite = torch.isfinite(moments.M2.sum())
     if _is_concrete(finite) and not bool(finite):
-        _report(average, caller)
+        refuse(average, caller)
     count = torch.as_tensor(moments.count, dtype=window.values.dtype, device=window.values.device)
     new = (count.expand(window.values.shape), moments.mean, moments.M2)
     count, mean, m2 = (torch.where(finite, n, old) for n, old in zip(new, window[:3], strict=True))
@@ -107,7 +107,12 @@ def _plus(counter: Tensor | None, more: Tensor | int) -> Tensor | None:
     return None if counter is None else counter + more
 
 
-def _report(average: Running | Cumulative, caller: object) -> None:
+def refuse(average: Running | Cumulative, caller: object) -> None:
+    """Say that a batch is not taken in.
+
+    Raises:
+        FloatingPointError: where the average asks for it.
+    """
     message = f"{caller}: a batch holds values that are not finite; the running statistics do not take it in"
     if average.nonfinite == "raise":
         raise FloatingPointError(message)

@@ -1,0 +1,185 @@
+"""Calls that go straight to the extension: taken when they may be, the same bits, forgotten when something changes."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import evenorm
+from cases import CASES, case
+from evenorm.layers import Layer
+from evenorm.operator import Straight
+from kernels_here import WITHOUT_EXTENSION
+
+pytestmark = pytest.mark.skipif(WITHOUT_EXTENSION, reason="the C++ extension is not built")
+
+FORMATS = {
+    f"{case}{suffix}": (case, {"memory_format": torch.channels_last} if suffix else {})
+    for case in CASES
+    for suffix in ("", " channels_last")
+    if case.fused and not case.given and (not suffix or len(case.shape) == 4)
+}
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kinds of the straight calls that were made."""
+    kinds: list[str] = []
+    right = Straight.__call__
+
+    def counted(self: Straight, *arguments: Any) -> Tensor | None:
+        y = right(self, *arguments)
+        if y is not None:
+            kinds.append(self.kind)
+        return y
+
+    monkeypatch.setattr(Straight, "__call__", counted)
+    return kinds
+
+
+def results(layer: Layer, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    """Everything that a call gives."""
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    y.backward(dy)
+    assert x.grad is not None
+    gradients = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+    layer.zero_grad()
+    return {"y": y.detach(), "dx": x.grad, **gradients, **{n: b.clone() for n, b in layer.named_buffers()}}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_same_bits(name: str, dtype: torch.dtype, training: bool) -> None:
+    case, form = FORMATS[name]
+    layer = case.layer(dtype).train(training)
+    for _ in range(2):
+        # The twin has never been called, so it goes the whole way.
+        twin = copy.deepcopy(layer)
+        x, dy = (torch.randn(case.shape).to(dtype).contiguous(**form) for _ in range(2))
+        found, wanted = results(layer, x, dy), results(twin, x, dy)
+        for part, value in wanted.items():
+            if part.startswith("running") and dtype == torch.float64:
+                # torch.lerp rounds once or twice, by the processor and the place in the tensor.
+                torch.testing.assert_close(found[part], value, rtol=0, atol=1e-15)
+            else:
+                assert torch.equal(found[part], value), part
+            assert found[part].stride() == value.stride(), part
+
+
+@pytest.mark.parametrize(
+    ("make", "training", "kind"),
+    [
+        (lambda: evenorm.BatchNorm2d(6), True, "observed"),
+        (lambda: evenorm.BatchNorm2d(6, momentum=None), True, "observed"),
+        (lambda: evenorm.BatchNorm2d(6), False, "given"),
+        (lambda: evenorm.BatchNorm2d(6, activation="silu"), True, "observed"),
+        (lambda: evenorm.BatchNorm2d(6, track_running_stats=False), True, "batch"),
+        (lambda: evenorm.GroupNorm(2, 6), True, "batch"),
+        (lambda: evenorm.LayerNorm(5), False, "batch"),
+        (lambda: evenorm.RMSNorm(5), False, "batch"),
+    ],
+)
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "bare"])
+def test_taken_from_the_second_call_on(
+    make: Callable[[], Layer], training: bool, kind: str, recorded: bool, taken: list[str]
+) -> None:
+    layer = make().train(training)
+    with torch.set_grad_enabled(recorded):
+        for _ in range(3):
+            layer(torch.randn(4, 6, 5, 5))
+    assert taken == [kind, kind]
+
+
+def test_gradients_to_the_second_order(taken: list[str]) -> None:
+    for name in ("BatchNorm2d", "LayerNorm", "RMSNorm"):
+        layer = case(name).layer()
+        x = torch.randn(case(name).shape, dtype=torch.float64, requires_grad=True)
+        weight = layer.weight
+
+        def function(x: Tensor, weight: Tensor, layer: Layer = layer) -> Tensor:
+            return layer(x)
+
+        for training in (True, False):
+            layer.train(training)
+            layer(x)
+            before = len(taken)
+            assert torch.autograd.gradcheck(function, (x, weight))
+            assert torch.autograd.gradgradcheck(function, (x, weight))
+            assert len(taken) > before
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "eps": lambda layer: setattr(layer, "eps", 0.5),
+    "momentum": lambda layer: setattr(layer, "momentum", 0.7),
+    "mode": lambda layer: layer.eval(),
+    "kernel": lambda layer: setattr(layer, "kernel", "eager"),
+    "dtype": lambda layer: layer.double(),
+    "no weight": lambda layer: setattr(layer, "weight", None),
+    "another weight": lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn(6))),
+    "data of the weight": lambda layer: setattr(layer.weight, "data", torch.randn(6, dtype=torch.float64)),
+    "strided weight": lambda layer: setattr(layer.weight, "data", torch.randn(6, 2)[:, 0]),
+    "another history": lambda layer: setattr(layer, "running_mean", torch.randn(6)),
+    "no history": lambda layer: (setattr(layer, "running_mean", None), setattr(layer, "running_var", None)),
+    "tracking": lambda layer: setattr(layer, "track_running_stats", False),
+    "parametrized": lambda layer: nn.utils.parametrize.register_parametrization(layer, "weight", nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_counts_at_once(change: str) -> None:
+    layer: Any = case("BatchNorm2d").layer(torch.float32)
+    x, dy = torch.randn(4, 6, 5, 5), torch.randn(4, 6, 5, 5)
+    results(layer, x, dy)
+    results(layer, x, dy)
+    CHANGES[change](layer)
+    twin = copy.deepcopy(layer)
+    found, wanted = results(layer, x.to(x.dtype), dy), results(twin, x, dy)
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_transforms_and_modes_go_the_whole_way(taken: list[str]) -> None:
+    layer = evenorm.LayerNorm(6)
+    x = torch.randn(4, 6)
+    layer(x), layer(x)
+    del taken[:]
+    torch.func.grad(lambda x: layer(x).square().sum())(x)
+    torch.func.jvp(layer, (x,), (x,))
+    torch.func.functional_call(layer, {"weight": torch.ones(6, dtype=torch.float64)}, x)
+    layer(x, scale=None)
+    assert taken == ["batch"]
+
+
+def test_not_finite_is_not_taken_in(taken: list[str]) -> None:
+    layer = evenorm.BatchNorm1d(3)
+    x = torch.randn(8, 3)
+    layer(x)
+    before = {name: b.clone() for name, b in layer.state_dict().items()}
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        layer(x.where(x < 0, torch.inf))
+    assert taken == ["observed"]
+    assert all(torch.equal(before[name], b) for name, b in layer.state_dict().items())
+    assert layer.get_buffer("num_batches_skipped") == 1
+
+
+def test_a_layer_that_was_called_is_copied_and_saved() -> None:
+    layer = evenorm.BatchNorm1d(3)
+    x = torch.randn(8, 3)
+    layer(x), layer(x)
+    twin = copy.deepcopy(layer)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(twin(x), loaded(x))
