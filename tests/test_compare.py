@@ -26,16 +26,17 @@ pytest.importorskip("plotly", reason="the extra evenorm[lab] is not installed")
 
 from PIL import Image
 
-from evenorm.lab import command, terminal, workers
-from evenorm.lab.advice import choose
-from evenorm.lab.compare import Comparison, Outcome, Protocol, Task, begin, perform
+from evenorm.lab import workers
+from evenorm.lab.comparison import command, terminal
+from evenorm.lab.comparison.advice import choose
+from evenorm.lab.comparison.compare import Comparison, Outcome, Protocol, Task, begin, perform
+from evenorm.lab.comparison.record import record
+from evenorm.lab.comparison.sentences import conclude
 from evenorm.lab.data import Bytes, DataError, Images, Labels, load, stratify
 from evenorm.lab.networks import MODELS, PLACEMENTS, Model, Placement, build
 from evenorm.lab.normalizers import NORMALIZERS
 from evenorm.lab.probes import SavedBytes
-from evenorm.lab.record import record
 from evenorm.lab.report.comparison import page
-from evenorm.lab.sentences import conclude
 from evenorm.lab.training import Run, Schedule, predictions, train
 from evenorm.lab.workers import gather, processes
 

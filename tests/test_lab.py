@@ -18,7 +18,7 @@ import torch
 pytest.importorskip("plotly", reason="the extra evenorm[lab] is not installed")
 pytest.importorskip("sklearn", reason="the extra evenorm[lab] is not installed")
 
-from evenorm.lab import evidence, store, verbs
+from evenorm.lab import command, evidence, store
 from evenorm.lab.catalog import UnknownExperimentError, catalog, choose
 from evenorm.lab.data import DataError
 from evenorm.lab.experiment import VERDICTS, Claim, Experiment, Observation, Result, Rule, Verdict, find
@@ -289,7 +289,7 @@ def test_a_wrong_argument_is_answered(arguments: list[str], answer: str) -> None
 
 
 def test_the_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
-    assert verbs.show(as_json=True) == 0
+    assert command.show(as_json=True) == 0
     assert [row["experiment"] for row in json.loads(capsys.readouterr().out)] == list(catalog())
 
 
@@ -297,23 +297,23 @@ def test_ctrl_c_keeps_what_had_finished(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import test_lab as t\n"
-        "from evenorm.lab import verbs\n"
+        "from evenorm.lab import command\n"
         "from dataclasses import replace\n"
-        "verbs.choose = lambda names: [replace(t.COUNT, measure=t.slow)]\n"
+        "command.choose = lambda names: [replace(t.COUNT, measure=t.slow)]\n"
         "from pathlib import Path\n"
         "if __name__ == '__main__':\n"
-        "    sys.exit(verbs.run(verbs.Order(folder=Path(sys.argv[2])), 1, False))\n"
+        "    sys.exit(command.run(command.Order(folder=Path(sys.argv[2])), 1, False))\n"
     )
     file = tmp_path / "interrupted.py"
     file.write_text(script)
-    command = [sys.executable, str(file), str(Path(__file__).parent), str(tmp_path / "kept")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, str(file), str(Path(__file__).parent), str(tmp_path / "kept")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "kept").rglob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == verbs.INTERRUPTED, err
+    assert process.returncode == command.INTERRUPTED, err
     assert "goes on from there" in err
     assert "Traceback" not in err
     assert len(list((tmp_path / "kept").rglob("*.json"))) == 1

@@ -102,7 +102,7 @@ def compare(
     Measures accuracy, steps to 90 %, the largest learning rate that still trains, the gap between
     training and evaluation mode, time and memory per step.
     """
-    from evenorm.lab.command import run
+    from evenorm.lab.comparison.command import run
 
     code = run(
         norms=norms,
@@ -117,6 +117,17 @@ def compare(
         as_json=as_json,
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def explorer(
+    output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("explorer.html"),
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Write a page on which to choose a normalizer, change everything, and watch what it computes."""
+    from evenorm.lab.explorer.command import run
+
+    raise typer.Exit(run(output, show))
 
 
 @app.command()
@@ -171,7 +182,7 @@ LabFolder = Annotated[Path, typer.Option("--store", help="Folder of finished see
 @lab.command("list")
 def lab_list(as_json: Json = False) -> None:
     """List the experiments with their questions."""
-    from evenorm.lab.verbs import show
+    from evenorm.lab.command import show
 
     raise typer.Exit(show(as_json))
 
@@ -188,7 +199,7 @@ def lab_run(
     as_json: Json = False,
 ) -> None:
     """Run experiments and print their verdicts. Finished seeds are kept; Ctrl-C loses no more than those that run."""
-    from evenorm.lab.verbs import Order, run
+    from evenorm.lab.command import Order, run
 
     if bool(names) == everything:
         raise typer.BadParameter("name experiments, or pass --all (evenorm lab list shows them)")
@@ -204,11 +215,13 @@ def lab_report(
     output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("lab.html"),
     markdown: Annotated[Path | None, typer.Option(help="Write the tables as Markdown too.")] = None,
     store: LabFolder = Path(".evenorm-lab"),
+    as_json: Json = False,
 ) -> None:
     """Write what was measured as one page."""
-    from evenorm.lab.verbs import Order, report
+    from evenorm.lab.command import Order, report
 
-    raise typer.Exit(report(Order(tuple(names or ()), scale, tuple(data or ()), None, store), output, markdown))
+    order = Order(tuple(names or ()), scale, tuple(data or ()), None, store)
+    raise typer.Exit(report(order, output, markdown, as_json))
 
 
 @app.command()

@@ -1,130 +1,189 @@
-"""The command `evenorm compare`: from its arguments to a report and an exit code."""
+"""The commands `evenorm lab list`, `run` and `report`: from their arguments to tables, files and exit codes."""
 
 from __future__ import annotations
 
-import math
+import json
 import sys
-import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
-from evenorm.lab import terminal
-from evenorm.lab.compare import Comparison, Protocol, begin
-from evenorm.lab.data import DataError, load
-from evenorm.lab.networks import MODELS, PLACEMENTS
-from evenorm.lab.normalizers import NORMALIZERS
-from evenorm.lab.record import record
-from evenorm.lab.report.comparison import write
-from evenorm.lab.sentences import conclude
-from evenorm.lab.workers import available
+from evenorm.lab import evidence
+from evenorm.lab.catalog import UnknownExperimentError, catalog, choose
+from evenorm.lab.data import DataError
+from evenorm.lab.experiment import Result
+from evenorm.lab.report.claims import write
+from evenorm.lab.run import FOLDER, Task, advance, missing, recall
+from evenorm.lab.setting import SCALES, SEEDS, Scale, Setting
+from evenorm.lab.store import Store
+from evenorm.lab.workers import available, processes
 
 INTERRUPTED = 130
-# More processes than this would mostly share memory bandwidth.
-MOST_WORKERS = 8
+COLORS = {"holds": "green", "does not hold": "yellow", "reversed": "red"}
 
 
-class ArgumentError(ValueError):
-    """An argument cannot be meant; the message says which and what could be."""
+@dataclass(frozen=True)
+class Order:
+    """What was asked for on the command line.
 
-
-def choice(option: str, value: str, choices: Sequence[str]) -> str:
-    """Return a value that is one of the choices."""
-    if value not in choices:
-        raise ArgumentError(f"{option} {value!r}: expected one of {', '.join(choices)}.")
-    return value
-
-
-def protocol_of(
-    norms: str, batch_sizes: Sequence[int], rate: float | None, seeds: int, placement: str, model: str
-) -> Protocol:
-    """Check the arguments and put them together."""
-    names = tuple(dict.fromkeys(name.strip() for name in norms.split(",")))
-    for name in names:
-        choice("--norms", name, tuple(NORMALIZERS))
-    for option, least in [("--batch-size", min(batch_sizes)), ("--seeds", seeds)]:
-        if least < 1:
-            raise ArgumentError(f"{option} {least}: expected 1 or more.")
-    if rate is not None and not (math.isfinite(rate) and rate > 0):
-        raise ArgumentError(f"--lr {rate:g}: expected a number above 0.")
-    return Protocol(
-        names,
-        tuple(dict.fromkeys(batch_sizes)),
-        seeds,
-        rate,
-        PLACEMENTS[PLACEMENTS.index(choice("--placement", placement, PLACEMENTS))],
-        MODELS[MODELS.index(choice("--model", model, MODELS))],
-    )
-
-
-def prepare(protocol: Protocol, folder: Path | None, output: Path) -> Comparison:
-    """Load the data and make sure that there is something to run, and a place to write to."""
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ArgumentError(f"--output {output}: expected a file in a folder that exists.")
-    comparison = begin(protocol, load(folder), folder)
-    if not comparison.total:
-        reasons = {f"{row.normalizer}: {row.reason}" for row in comparison.rows}
-        raise ArgumentError(f"--norms: none applies here ({'; '.join(sorted(reasons))}).")
-    most = len(comparison.images.train_labels)
-    if max(protocol.batch_sizes) > most:
-        raise ArgumentError(
-            f"--batch-size {max(protocol.batch_sizes)}: there are {most:,} images to train on; pass fewer."
-        )
-    return comparison
-
-
-def run(
-    *,
-    norms: str,
-    batch_sizes: Sequence[int],
-    rate: float | None,
-    seeds: int,
-    placement: str,
-    model: str,
-    folder: Path | None,
-    output: Path,
-    show: bool,
-    as_json: bool,
-) -> int:
-    """Make a comparison, print it, write its report, and return the exit code.
-
-    0: done. 1: nothing could be measured. 2: an argument is wrong. 130: stopped by Ctrl-C, with a
-    report of what had finished.
+    Attributes:
+        names: of the experiments; none means all of them.
+        seeds: how many; as many as the scale asks for unless given.
+        folder: where finished seeds are kept.
     """
-    talk = Console(stderr=True)
-    missing = [name for name in ("plotly", "sklearn", "PIL") if not find_spec(name)]
-    if missing:
-        say(f"{', '.join(missing)} missing: pip install 'evenorm[lab]'")
-        return 1
-    try:
-        protocol = protocol_of(norms, batch_sizes, rate, seeds, placement, model)
-        comparison = prepare(protocol, folder, output)
-    except (ArgumentError, DataError) as fault:
-        say(str(fault))
-        return 2
-    workers = min(available(), MOST_WORKERS, comparison.total)
-    talk.print(terminal.introduction(comparison, workers), highlight=False)
-    interrupted = terminal.watch(comparison, workers, talk)
-    if not any(row.outcomes for row in comparison.rows):
-        say("stopped before the first run had finished." if interrupted else "every run failed:")
-        for failure in comparison.failures:
-            say(failure)
-        return INTERRUPTED if interrupted else 1
-    conclusion = conclude(comparison)
-    write(comparison, conclusion, output)
+
+    names: tuple[str, ...] = ()
+    scale: str = "quick"
+    data: tuple[Path, ...] = ()
+    seeds: int | None = None
+    folder: Path = FOLDER
+
+    def setting(self) -> Setting:
+        """Check scale, seeds and data.
+
+        Raises:
+            ValueError: one of them cannot be meant.
+        """
+        if self.seeds is not None and self.seeds < 1:
+            raise ValueError(f"--seeds {self.seeds}: expected 1 or more.")
+        scale: list[Scale] = [scale for scale in SCALES if scale == self.scale]
+        if not scale:
+            raise ValueError(f"--scale {self.scale!r}: expected one of {', '.join(SCALES)}.")
+        for path in self.data:
+            if not path.exists():
+                raise DataError(f"--data {path}: nothing there. Pass a folder of images or a text file.")
+        return Setting(scale[0], self.data)
+
+
+def show(as_json: bool) -> int:
+    """List the experiments."""
+    found = catalog()
     if as_json:
-        sys.stdout.write(record(comparison, conclusion.sentences) + "\n")
+        rows = [
+            {"experiment": slug, "question": one.question, "claims": [claim.text for claim in one.claims]}
+            for slug, one in found.items()
+        ]
+        sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        return 0
+    table = Table.grid(padding=(0, 2))
+    for slug, one in found.items():
+        table.add_row(f"[bold]{slug}[/bold]", one.question)
+    Console().print(table)
+    return 0
+
+
+def run(order: Order, workers: int | None, as_json: bool) -> int:
+    """Measure what is missing, print the table, and return the exit code.
+
+    0: done. 1: seeds failed, or the extra is not installed. 2: an argument is wrong. 130: stopped by Ctrl-C; what had
+    finished is kept.
+    """
+    talk = Console(stderr=True, highlight=False)
+    with _complaints() as complaint:
+        if workers is not None and workers < 1:
+            raise ValueError(f"--workers {workers}: expected 1 or more.")
+        setting, store = order.setting(), Store(order.folder)
+        results = recall(choose(order.names), setting, store, order.seeds)
+        tasks = missing(results, order.seeds)
+    if complaint:
+        return complaint[0]
+    count = min(workers or available(), max(1, len(tasks)))
+    seeds = order.seeds or SEEDS[setting.scale]
+    talk.print(
+        f"{len(results)} experiments, {seeds} seeds each; {len(tasks)} of {seeds * len(results)} runs to do, "
+        f"{count} at a time."
+    )
+    interrupted = bool(tasks) and _watch(results, tasks, store, count, talk)
+    if as_json:
+        sys.stdout.write(evidence.records(results) + "\n")
     else:
-        Console(highlight=False).print(terminal.summary(comparison, conclusion))
-    partial = f" (stopped: {comparison.finished} of {comparison.total} runs)" if interrupted else ""
-    talk.print(f"\nReport with all curves: {output}{partial}", highlight=False, soft_wrap=True)
-    if show:
-        webbrowser.open(output.absolute().as_uri())
-    return INTERRUPTED if interrupted else 0
+        Console(highlight=False).print(table(results))
+        if setting.scale == "quick":
+            talk.print("Provisional: quick runs, three seeds. --scale full decides.", style="dim")
+    failed = [(r.experiment.slug, seed, reason) for r in results for seed, reason in r.failures.items()]
+    for slug, seed, reason in failed:
+        talk.print(f"failed: {slug}, seed {seed}: {reason}", style="red", soft_wrap=True)
+    if interrupted:
+        talk.print("Stopped. What had finished is kept: the same command goes on from there.")
+        return INTERRUPTED
+    return 1 if failed else 0
 
 
-def say(line: str) -> None:
-    """Print one line of complaint."""
-    sys.stderr.write(f"evenorm compare: {line}\n")
+def report(order: Order, page: Path, markdown: Path | None, as_json: bool) -> int:
+    """Write what is known of the experiments as a page, and as Markdown and JSON where asked."""
+    with _complaints() as complaint:
+        results = recall(choose(order.names), order.setting(), Store(order.folder), order.seeds)
+        found = [result for result in results if result.observations]
+        if not found:
+            raise ValueError(
+                f"nothing in {order.folder} at scale {order.scale}: evenorm lab run --all --scale {order.scale}"
+            )
+    if complaint:
+        return complaint[0]
+    write(found, page)
+    if markdown:
+        markdown.parent.mkdir(parents=True, exist_ok=True)
+        markdown.write_text(evidence.markdown(found), encoding="utf-8")
+    if as_json:
+        sys.stdout.write(evidence.records(found) + "\n")
+    written = ", ".join(str(path) for path in (page, markdown) if path)
+    Console(stderr=True, highlight=False).print(f"{len(found)} of {len(results)} experiments: {written}")
+    return 0
+
+
+def table(results: Sequence[Result]) -> Table:
+    """Return a row for every claim with a seed behind it, the deciding one of each experiment with its name."""
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
+    for heading in ("experiment", "claim", "effect [95 % interval]", "seeds", "verdict"):
+        drawn.add_column(heading, overflow="fold")
+    for result in results:
+        for place, finding in enumerate(result.findings):
+            name = result.experiment.slug if not place else ""
+            color = COLORS.get(finding.verdict, "dim")
+            seeds = f"{len(result.seeds)}"
+            drawn.add_row(
+                name, finding.claim.text, finding.text.replace("[", r"\["), seeds, finding.verdict, style=color
+            )
+    return drawn
+
+
+def _watch(results: Sequence[Result], tasks: Sequence[Task], store: Store, workers: int, console: Console) -> bool:
+    """Measure under a progress bar; return whether it was interrupted by Ctrl-C."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("passed,"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console) as progress, processes(workers) as executor:
+        bar = progress.add_task("starting", total=len(tasks))
+        try:
+            for task in advance(results, tasks, store, executor):
+                progress.update(bar, advance=1, description=task.experiment.slug)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+@contextmanager
+def _complaints() -> Iterator[list[int]]:
+    """Turn what cannot be meant into a line and an exit code."""
+    code: list[int] = []
+    missing = [name for name in ("plotly", "sklearn", "PIL") if not find_spec(name)]
+    try:
+        if missing:
+            sys.stderr.write(f"evenorm lab: {', '.join(missing)} missing: pip install 'evenorm[lab]'\n")
+            code.append(1)
+        yield code
+    except (UnknownExperimentError, ValueError) as fault:
+        sys.stderr.write(f"evenorm lab: {fault}\n")
+        code.append(2)

@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import Any
 
 from evenorm.lab.experiment import Observation, Plot, Result
-from evenorm.lab.figures import Figure
+from evenorm.lab.figure import Figure
 
 # The page's colors, told apart by the color-blind in this order, and on paper by their dashes.
 COLORS = ("none", "batch", "layer", "group", "instance", "weight", "rms", "spectral")

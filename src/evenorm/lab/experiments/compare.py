@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from evenorm.lab.compare import Protocol, Task, perform
+from evenorm.lab.comparison.compare import Protocol, Task, perform
 from evenorm.lab.experiment import Claim, Experiment, Observation, Plot, Rule
 from evenorm.lab.setting import Setting
 

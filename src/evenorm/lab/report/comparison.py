@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from evenorm.lab import figures
-from evenorm.lab.advice import accuracy_noise, choose, tied
-from evenorm.lab.compare import BELOW_GUESSING, RATES, TRIAL, Comparison, Row
+from evenorm.lab.comparison import figures
+from evenorm.lab.comparison.advice import accuracy_noise, choose, tied
+from evenorm.lab.comparison.compare import BELOW_GUESSING, RATES, TRIAL, Comparison, Row
+from evenorm.lab.comparison.sentences import Conclusion, at_sizes, invocation
+from evenorm.lab.comparison.terminal import largest, steps
 from evenorm.lab.normalizers import NORMALIZERS
 from evenorm.lab.report.document import Plots, document, key, plural, prose, save
-from evenorm.lab.sentences import Conclusion, at_sizes, invocation
-from evenorm.lab.terminal import largest, steps
 from evenorm.lab.training import EVALUATIONS, WATCHED
 
 

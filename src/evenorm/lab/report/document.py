@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from evenorm.lab.figures import DASHES, Figure
+from evenorm.lab.figure import DASHES, Figure
 
 # Allows the page its own styles and scripts, and nothing from anywhere else.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"

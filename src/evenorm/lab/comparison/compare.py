@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
+from evenorm.lab.comparison.noise import spread
 from evenorm.lab.data import Images
 from evenorm.lab.networks import Model, Placement, build
-from evenorm.lab.noise import spread
 from evenorm.lab.normalizers import NORMALIZERS
 from evenorm.lab.setting import Setting
 from evenorm.lab.training import Run, Schedule, looks, train

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from evenorm.lab.compare import RATES, Comparison
+from evenorm.lab.comparison.compare import RATES, Comparison
 from evenorm.lab.store import plain
 
 

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from evenorm.lab.advice import tied
-from evenorm.lab.compare import RATES, Comparison, Row, compare
-from evenorm.lab.sentences import Conclusion
+from evenorm.lab.comparison.advice import tied
+from evenorm.lab.comparison.compare import RATES, Comparison, Row, compare
+from evenorm.lab.comparison.sentences import Conclusion
 
 WIDTH = 80
 

@@ -1,48 +1,23 @@
-"""The plots of a comparison as plain plotly values, without a word of HTML.
-
-A color is the name of a row, as ``"--batch"``; the page knows the row's color by day and by night.
-"""
+"""The plots of a comparison."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
 import numpy as np
 
-from evenorm.lab.advice import accuracy_noise, best, reliable
-from evenorm.lab.compare import Comparison, Outcome, Row
+from evenorm.lab.comparison.advice import accuracy_noise, best, reliable
+from evenorm.lab.comparison.compare import Comparison, Outcome, Row
+from evenorm.lab.figure import DASHES, Figure
 from evenorm.lab.probes import PERCENTILES
 
 # A curve is drawn through so many points at most, each the mean of its stretch.
 POINTS = 48
 # Layers beside one another in one figure.
 PANELS = 4
-
-# Told apart without color too.
-DASHES = {"none": "dot", "rms": "dash", "weight": "dash", "spectral": "dashdot"}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One plot.
-
-    Attributes:
-        title: over the plot.
-        text: what it shows, for those who do not see it.
-        height: in pixels.
-        traces: plotly's data.
-        layout: plotly's layout, but for what the page's theme decides.
-    """
-
-    title: str
-    text: str
-    height: int
-    traces: list[dict[str, Any]]
-    layout: dict[str, Any]
 
 
 def line(name: str, x: Sequence[float], y: Sequence[float | None], **more: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from evenorm.lab.compare import Comparison, Row
-from evenorm.lab.noise import Noise, counting_error, pool
+from evenorm.lab.comparison.compare import Comparison, Row
+from evenorm.lab.comparison.noise import Noise, counting_error, pool
 
 Rule = Literal["nothing", "one seed", "split", "accuracy", "steps", "memory"]
 

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from evenorm.lab.advice import Choice, accuracy_noise, best, choose, find
-from evenorm.lab.compare import Comparison, Protocol, Row
+from evenorm.lab.comparison.advice import Choice, accuracy_noise, best, choose, find
+from evenorm.lab.comparison.compare import Comparison, Protocol, Row
 
 
 @dataclass(frozen=True)

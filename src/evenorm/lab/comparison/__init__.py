@@ -1,0 +1,1 @@
+"""One network trained with every normalizer: the rows, the advice, the command `evenorm compare`."""
