@@ -66,9 +66,9 @@ EXPERIMENT = Experiment(
     question="Does batch normalization make deep networks trainable?",
     protocol=(
         "8 to 56 hidden layers (quick: these two alone) of 32 ReLU units on images, He's start, plain and with a way "
-        "around every two layers, with batch normalization before each activation and without any; batches of 64, plain stochastic "
-        "gradient descent at the better of the rates 0.01 and 0.1 by training loss. The budget of steps is the same "
-        "for all and small: what is compared is how far each gets in it."
+        "around every two layers, with batch normalization before each activation and without any; batches of 64, "
+        "plain stochastic gradient descent at the better of the rates 0.01 and 0.1 by training loss. The budget of "
+        "steps is the same for all and small: what is compared is how far each gets in it."
     ),
     claims=(
         Claim(

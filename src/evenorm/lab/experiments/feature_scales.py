@@ -24,6 +24,8 @@ LAYERS: dict[str, Layer] = {"none": identity, "batch": evenorm.BatchNorm1d, "lay
 class Units(nn.Module):
     """Gives every feature a unit of its own: (N, …) to (N, D), column by column times a factor."""
 
+    factors: Tensor
+
     def __init__(self, features: int, decades: float, seed: int) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(seed)
@@ -62,11 +64,11 @@ def measure(setting: Setting, seed: int) -> Observation:
 EXPERIMENT = Experiment(
     question="Does layer normalization need features that are alike?",
     protocol=(
-        "The pixels of images as features, each times a unit of its own, as in a table whose columns are meters, "
-        "years and dollars: the decimal logarithm of the factors is normal with deviation 0 to 2. They are normalized "
-        "by batch normalization (each feature over the batch), layer normalization (each image over its features) or "
-        "not, and learned by two hidden layers of 64 ReLU units; batches of 64, plain stochastic gradient descent from "
-        "0.01 or 0.1, the better by training loss, falling to zero."
+        "The pixels of images as features, each times a unit of its own, as in a table whose columns are meters, years "
+        "and dollars: the decimal logarithm of the factors is normal with deviation 0 to 2. They are normalized by "
+        "batch normalization (each feature over the batch), layer normalization (each image over its features) or not, "
+        "and learned by two hidden layers of 64 ReLU units; batches of 64, plain stochastic gradient descent from 0.01 "
+        "or 0.1, the better by training loss, falling to zero."
     ),
     claims=(
         Claim(

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import evenorm
@@ -24,6 +25,7 @@ GAINS = (0.5, 0.7, 1.0, 1.4, 2.0)
 SCALES = tuple(float(f"{10 ** (half / 2):.3g}") for half in range(-6, 5))
 # Below, the usual ε is not small beside the variance of a scaled layer, as the plot shows.
 LEAST_SCALE = 0.1
+LAYERS: dict[str, Layer] = {"none": identity, "batch": evenorm.BatchNorm1d}
 
 
 def measure(setting: Setting, seed: int) -> Observation:
@@ -47,7 +49,7 @@ def measure(setting: Setting, seed: int) -> Observation:
     found = Observation(curves={"norms": {}, "spread": {}, "scale": {}})
     decades: dict[str, float] = {}
     spreads: dict[str, list[float]] = {}
-    for name, layer in {"none": identity, "batch": evenorm.BatchNorm1d}.items():
+    for name, layer in LAYERS.items():
         by_gain = {gain: norms(layer, gain) for gain in GAINS}
         first = [of[0] for of in by_gain.values()]
         decades[name] = math.log10(max(first) / min(first))
@@ -63,10 +65,12 @@ def measure(setting: Setting, seed: int) -> Observation:
     found.effects["suited"] = spreads["none"][suited] - spreads["batch"][suited]
 
     worst: dict[str, float] = {}
-    tiny = partial(evenorm.BatchNorm1d, eps=1e-12)
-    for name, layer in {"none": identity, "batch": evenorm.BatchNorm1d, "batch, ε = 1e-12": tiny}.items():
+    layers: dict[str, Layer] = {**LAYERS, "batch, ε = 1e-12": partial(evenorm.BatchNorm1d, eps=1e-12)}
+    for name, layer in layers.items():
         started = network(layer, 1.0)
-        weight = next(block.linear.weight for _, block in list(started.hidden())[10:])
+        linear = list(started.hidden())[10][1].linear
+        assert isinstance(linear, nn.Linear)
+        weight = linear.weight
         original = weight.detach().clone()
         (unscaled,) = torch.autograd.grad(cross_entropy(started(x), target), weight)
         errors = []

@@ -81,9 +81,9 @@ EXPERIMENT = Experiment(
     question="Does batch normalization keep units out of saturation?",
     protocol=(
         "Three hidden layers of 100 tanh units on images, batches of 64, plain stochastic gradient descent at rate "
-        "0.3, with batch normalization before each tanh and without any; initial weights of deviation 1, 3 and 10 over the "
-        "root of the inputs. A unit is saturated for an image where the derivative of its tanh is below 0.1, which is "
-        "beyond ±1.82; the share is over units and images, mean over the training."
+        "0.3, with batch normalization before each tanh and without any; initial weights of deviation 1, 3 and 10 over "
+        "the root of the inputs. A unit is saturated for an image where the derivative of its tanh is below 0.1, which "
+        "is beyond ±1.82; the share is over units and images, mean over the training."
     ),
     claims=(
         Claim(

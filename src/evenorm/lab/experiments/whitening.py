@@ -23,6 +23,9 @@ RIDGE = 0.01
 class Linearly(nn.Module):
     """A fixed linear map of the flattened input: (x − mean) · map."""
 
+    mean: Tensor
+    matrix: Tensor
+
     def __init__(self, mean: NDArray[np.float64], matrix: NDArray[np.float64]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(mean).float())
