@@ -12,7 +12,7 @@ PEERS := .venv/peers
 FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*.json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench readme-figures test test-all check clean
+.PHONY: help demo bench readme-figures screenshots test test-all check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ bench: $(PEERS) ## time every layer, step and fusion against torch, torch.compil
 readme-figures: $(READY) ## put the newest of benchmarks/ into the README
 	@test -n "$(FIGURES)" || { echo "benchmarks/ is empty: make bench fills it"; exit 1; }
 	$(BIN)/evenorm bench --from $(FIGURES) --readme README.md
+
+screenshots: $(READY) ## pictures of the explorer in build/screenshots; needs Chromium
+	@mkdir -p build
+	$(BIN)/evenorm explorer --output build/explorer.html
+	$(BIN)/python tests/screenshots.py build/screenshots build/explorer.html
 
 test: $(READY) ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"

@@ -1,14 +1,17 @@
 """Pictures of pages for people to look at: a laptop's and a phone's width, light and dark.
 
-    python tests/screenshots.py build/screenshots page.html [page.html …]
+python tests/screenshots.py build/screenshots page.html [page.html …]
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from browser import MISSING, NARROW, WIDE, browser, opened
+
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 def main(folder: Path, pages: list[Path]) -> int:
@@ -20,9 +23,9 @@ def main(folder: Path, pages: list[Path]) -> int:
     with browser() as chromium:
         for page in pages:
             for width in (WIDE, NARROW):
-                for scheme in ("light", "dark"):
+                for scheme in SCHEMES:
                     picture = folder / f"{page.stem}-{width}-{scheme}.png"
-                    with opened(chromium, page, width=width, scheme=scheme) as shown:  # type: ignore[arg-type]
+                    with opened(chromium, page, width=width, scheme=scheme) as shown:
                         shown.page.screenshot(path=picture, full_page=True)
                     sys.stdout.write(f"{picture}\n")
     return 0

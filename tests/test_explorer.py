@@ -14,10 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-import evenorm
+import evenorm  # noqa: F401 — the page's code names it
 from browser import MISSING, NARROW, WIDE, Opened, browser, opened, violations
 from evenorm import Affine, Pattern, PatternError
+from evenorm.cli import app
 from evenorm.kernels import reference
 from evenorm.lab.explorer.page import page, write
 from patterns import patterns
@@ -54,6 +56,35 @@ def computed(shown: Opened, module: str, expression: str, argument: Any = None) 
     return shown.page.evaluate(script, argument)
 
 
+def scene(shown: Opened, fragment: str) -> dict[str, Any]:
+    """What the page computes for an address, the batches of its history, and what it says of it."""
+    found: dict[str, Any] = computed(
+        shown,
+        "scene",
+        """(async (fragment) => {
+            const { fromFragment } = await import("explorer/state");
+            const { code, sentence } = await import("explorer/normalizers");
+            const state = fromFragment(fragment);
+            const scene = module.compute(state);
+            const list = (values) => (values ? [...values] : null);
+            const drawn = (step) => list(scene.source.draw(step, 1, step + 1));
+            return {
+                shape: scene.shape, x: list(scene.x), y: list(scene.y),
+                weight: list(scene.parameters.weight), bias: list(scene.parameters.bias),
+                mean: list(scene.history?.mean), variance: list(scene.history?.variance),
+                batches: Array.from({ length: state.updates }, (_, step) => drawn(step)),
+                code: code(state, scene.made), sentence: sentence(scene.made, state.momentum),
+            };
+        })(argument)""",
+        fragment,
+    )
+    return found
+
+
+def tensor(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def test_one_file_without_addresses() -> None:
     text = page()
     assert "default-src 'none'" in text
@@ -61,9 +92,23 @@ def test_one_file_without_addresses() -> None:
     assert len(text) < 250_000
 
 
+def test_command_writes_the_page_or_says_why_not(tmp_path: Path) -> None:
+    target = tmp_path / "explorer.html"
+    found = CliRunner().invoke(app, ["explorer", "--output", str(target)])
+    assert (found.exit_code, found.stdout) == (0, f"{target}\n")
+    assert target.read_text(encoding="utf-8") == page()
+    for wrong in (tmp_path, tmp_path / "none" / "explorer.html"):
+        refused = CliRunner().invoke(app, ["explorer", "--output", str(wrong)])
+        assert refused.exit_code == 2
+        assert f"--output {wrong}: expected a file in a folder that exists" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["explorer.html"]
+
+
 def test_modules_are_short_and_all_are_used() -> None:
     folder = files("evenorm.lab.explorer")
-    modules = {f.name.removesuffix(".js"): f.read_text(encoding="utf-8") for f in folder.iterdir() if f.name[-3:] == ".js"}
+    modules = {
+        f.name.removesuffix(".js"): f.read_text(encoding="utf-8") for f in folder.iterdir() if f.name[-3:] == ".js"
+    }
     assert max(len(source.splitlines()) for source in modules.values()) < 400
     imported = {name for source in modules.values() for name in re.findall(r'from "explorer/(\w+)"', source)}
     assert imported == modules.keys() - {"explorer"}
@@ -84,6 +129,10 @@ class TestArithmetic:
         x = random.normal(data.draw(st.sampled_from((0.0, 1.0, 1e3))), 1.0, shape)
         weight, bias = (random.normal(size=sizes) if names else None for _ in range(2))
         centered, eps = data.draw(st.booleans()), data.draw(st.sampled_from((1e-5, 1e-3, 1.0)))
+        lists = {
+            name: None if value is None else value.ravel().tolist()
+            for name, value in (("x", x), ("weight", weight), ("bias", bias))
+        }
         found = computed(
             desk,
             "formula",
@@ -94,11 +143,7 @@ class TestArithmetic:
                 const { moments, y } = module.forward(Float64Array.from(x), lying, { centered, eps, weight, bias });
                 return { mean: [...moments.mean], m2: [...moments.m2], y: [...y] };
             })(argument)""",
-            {
-                **{"text": pattern.text, "shape": shape, "x": x.ravel().tolist(), "affine": names},
-                **{"weight": None if weight is None else weight.ravel().tolist()},
-                **{"bias": None if bias is None else bias.ravel().tolist(), "centered": centered, "eps": eps},
-            },
+            {"text": pattern.text, "shape": shape, "affine": names, "centered": centered, "eps": eps, **lists},
         )
         mean, m2 = reference.moments(x, pattern, centered)
         y = reference.forward(x, pattern, weight, bias, affine=affine, eps=eps, centered=centered)
@@ -144,74 +189,38 @@ class TestArithmetic:
         )
         assert found == wanted
 
-    @pytest.mark.parametrize("momentum", [0.1, 0.75, None], ids=str)
-    @pytest.mark.parametrize(
-        ("norm", "shape"), [("batch", (4, 6, 2, 3)), ("ghost", (5, 4, 2)), ("instance", (3, 2, 4, 2))], ids=str
-    )
-    def test_history_is_the_layers(
-        self, desk: Opened, norm: str, shape: tuple[int, ...], momentum: float | None
-    ) -> None:
+    @pytest.mark.parametrize("momentum", ["0.1", "0.75", "none"])
+    @pytest.mark.parametrize(("norm", "shape"), [("batch", "4,6,2,3"), ("ghost", "5,4,2"), ("instance", "3,2,4,2")])
+    def test_history_is_the_layers(self, desk: Opened, norm: str, shape: str, momentum: str) -> None:
         """Five batches through the page and through the layer; then evaluation, with γ and β."""
-        channels = shape[1]
-        weight, bias = (torch.randn(channels, dtype=torch.float64) for _ in range(2))
-        asked = {
-            **{"norm": norm, "shape": ",".join(map(str, shape)), "momentum": "none" if momentum is None else momentum},
-            **{"updates": 5, "mode": "eval", "motion": "drift", "eps": 0.001},
-            **{"weight": ",".join(f"{w:.8g}" for w in weight), "bias": ",".join(f"{b:.8g}" for b in bias)},
-        }
-        scene = computed(
-            desk,
-            "scene",
-            """(async (fragment) => {
-                const { fromFragment } = await import("explorer/state");
-                const { code } = await import("explorer/normalizers");
-                const state = fromFragment(fragment);
-                const scene = module.compute(state);
-                const batches = [0, 1, 2, 3, 4].map((step) => [...scene.source.draw(step, 1, step + 1)]);
-                const { weight, bias } = scene.parameters;
-                const lists = { x: scene.x, y: scene.y, mean: scene.history.mean, variance: scene.history.variance, weight, bias };
-                const told = Object.fromEntries(Object.entries(lists).map(([name, values]) => [name, [...values]]));
-                return { ...told, batches, code: code(state, scene.made) };
-            })(argument)""",
-            urlencode(asked),
-        )
-        layer = eval(scene["code"]).double()
-        for batch in scene["batches"]:
-            layer(torch.tensor(batch, dtype=torch.float64).reshape(shape))
-        np.testing.assert_allclose(scene["mean"], layer.running_mean, rtol=1e-12)
-        np.testing.assert_allclose(scene["variance"], layer.running_var, rtol=1e-12)
+        channels = int(shape.split(",")[1])
+        weight, bias = (",".join(f"{v:.8g}" for v in torch.randn(channels)) for _ in range(2))
+        asked = {"norm": norm, "shape": shape, "momentum": momentum, "weight": weight, "bias": bias}
+        shown = scene(desk, urlencode({**asked, "updates": 5, "mode": "eval", "motion": "drift", "eps": 0.001}))
+        layer = eval(shown["code"]).double()
         with torch.no_grad():
-            layer.weight.copy_(torch.tensor(scene["weight"], dtype=torch.float64))
-            layer.bias.copy_(torch.tensor(scene["bias"], dtype=torch.float64))
-        y = layer.eval()(torch.tensor(scene["x"], dtype=torch.float64).reshape(shape))
-        np.testing.assert_allclose(scene["y"], y.detach().ravel(), rtol=1e-11, atol=1e-11)
+            for batch in shown["batches"]:
+                layer(tensor(batch).reshape(shown["shape"]))
+            layer.weight.copy_(tensor(shown["weight"]))
+            layer.bias.copy_(tensor(shown["bias"]))
+            y = layer.eval()(tensor(shown["x"]).reshape(shown["shape"]))
+        np.testing.assert_allclose(shown["mean"], layer.running_mean, rtol=1e-12)
+        np.testing.assert_allclose(shown["variance"], layer.running_var, rtol=1e-12)
+        np.testing.assert_allclose(shown["y"], y.ravel(), rtol=1e-11, atol=1e-11)
 
     @pytest.mark.parametrize("norm", NORMALIZERS)
     def test_code_makes_what_is_shown(self, desk: Opened, norm: str) -> None:
         """The line of Python makes a layer with the page's recipe, whose output is the page's."""
-        scene = computed(
-            desk,
-            "scene",
-            """(async (fragment) => {
-                const { fromFragment } = await import("explorer/state");
-                const { code, sentence } = await import("explorer/normalizers");
-                const state = fromFragment(fragment);
-                const scene = module.compute(state);
-                const told = { shape: scene.shape, x: [...scene.x], y: [...scene.y] };
-                return { ...told, code: code(state, scene.made), sentence: sentence(scene.made, state.momentum) };
-            })(argument)""",
-            f"norm={norm}",
-        )
-        layer = eval(scene["code"]).double()
-        text, *others = str(layer.recipe).split(" | ")
-        shown, *said = scene["sentence"]
-        assert Pattern.parse(shown).bind(scene["shape"]) == Pattern.parse(text).bind(scene["shape"])
-        # An eps that is none is the dtype's, which is said for float32.
-        assert [part.replace("machine eps", "eps 1.19209e-07") for part in others] == said
-        x = torch.tensor(scene["x"], dtype=torch.float64).reshape(scene["shape"])
-        y = layer(x).detach()
-        eps = 2e-7 if "machine" in str(layer.recipe) else 1e-12
-        np.testing.assert_allclose(scene["y"], y.ravel(), rtol=10 * eps, atol=eps)
+        shown = scene(desk, f"norm={norm}")
+        layer = eval(shown["code"]).double()
+        text, *parts = str(layer.recipe).split(" | ")
+        pattern, *said = shown["sentence"]
+        assert Pattern.parse(pattern).bind(shown["shape"]) == Pattern.parse(text).bind(shown["shape"])
+        # An eps that is none is the dtype's, which the page gives for float32.
+        assert [part.replace("machine eps", "eps 1.19209e-07") for part in parts] == said
+        y = layer(tensor(shown["x"]).reshape(shown["shape"])).detach()
+        bound = 2e-6 if "machine eps" in parts else 1e-11
+        np.testing.assert_allclose(shown["y"], y.ravel(), rtol=bound, atol=bound)
 
 
 def drawn(shown: Opened, selector: str) -> str:
@@ -260,7 +269,9 @@ class TestPage:
 
     def test_bad_manners_are_found(self, chromium: Any, tmp_path: Path) -> None:
         page = tmp_path / "bad.html"
-        page.write_text("<img src='http://127.0.0.1:9/x.png'><p style='width:2000px;color:#eee'>a</p><script>no()</script>")
+        page.write_text(
+            "<img src='http://127.0.0.1:9/x.png'><p style='width:2000px;color:#eee'>a</p><script>no()</script>"
+        )
         with opened(chromium, page) as shown:
             assert shown.overflow > 0
             assert shown.left == ["http://127.0.0.1:9/x.png"]
@@ -274,7 +285,9 @@ class TestPage:
             for key in ("ArrowDown", "PageDown", "ArrowRight", "End"):
                 shown.page.keyboard.press(key)
             assert drawn(shown, "#group").startswith("n 1, c 2, h 1, w 2 is in group C.")
-            assert shown.page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("n 1, c 2, h 1, w 2: x")
+            assert shown.page.evaluate("document.activeElement.getAttribute('aria-label')").startswith(
+                "n 1, c 2, h 1, w 2: x"
+            )
             shown.page.wait_for_url("**at=1%2C2%2C1%2C2*")
             address = shown.page.url
         with opened(chromium, file, fragment=address.partition("#")[2]) as again:
@@ -344,7 +357,14 @@ class TestPage:
             assert not shown.page.is_visible("#controls")
 
     def test_addresses_of_any_kind_open(self, chromium: Any, file: Path) -> None:
-        wild = ("norm=none&shape=0,-1", "shape=99,99", "momentum=7&eps=x&at=99,99,99,99", "weight=1,a", "%%%", "norm=group&shape=4,5,2,2")
+        wild = (
+            "norm=none&shape=0,-1",
+            "shape=99,99",
+            "momentum=7&eps=x&at=99,99,99,99",
+            "weight=1,a",
+            "%%%",
+            "norm=group&shape=4,5,2,2",
+        )
         with opened(chromium, file) as shown:
             for fragment in wild:
                 turn_to(shown, fragment)
