@@ -128,7 +128,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "data of the weight": lambda layer: setattr(layer.weight, "data", torch.randn(6, dtype=torch.float64)),
     "strided weight": lambda layer: setattr(layer.weight, "data", torch.randn(6, 2)[:, 0]),
     "another history": lambda layer: setattr(layer, "running_mean", torch.randn(6)),
-    "no history": lambda layer: (setattr(layer, "running_mean", None), setattr(layer, "running_var", None)),
+    "no history": lambda layer: layer.__setattr__("running_mean", None) or layer.__setattr__("running_var", None),
     "tracking": lambda layer: setattr(layer, "track_running_stats", False),
     "parametrized": lambda layer: nn.utils.parametrize.register_parametrization(layer, "weight", nn.Tanh()),
 }

@@ -152,7 +152,7 @@ class Layer(nn.Module):
             return self._call(total, scale, shift, None, mask, lengths, domain), total
         return self._call(input, scale, shift, residual, mask, lengths, domain)
 
-    def _straight(self, input: Tensor) -> Tensor | None:
+    def _straight(self, input: Tensor | PackedSequence) -> Tensor | None:
         """y, where such a call was made before and nothing has changed since."""
         ways = _ways.get(self)
         if ways is None or type(input) is not Tensor or not input.is_cpu or input.layout is not torch.strided:

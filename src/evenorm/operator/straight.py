@@ -77,8 +77,8 @@ class Straight:
         observed = history is not None and training and not recipe.statistics.remembers(training)
         if (
             not recipe.source.is_alone
-            or 0 in x.shape
             or kernels.must_compose(x, weight, bias) is not None
+            or 0 in x.shape
             or len({p.dtype for p in parameters}) > 1
             or (history is not None and (history.window is not None or history.mean.dtype not in cpu.HISTORIES))
             or (observed and set(recipe.history) != {f.name for f in recipe.pattern.factors if not f.reduced})
@@ -219,18 +219,19 @@ class _Straight(torch.autograd.Function):
         reason = kernels.must_compose(dy, x, weight)
         if torch.is_grad_enabled() or reason is not None:
             return *_differentiable(way, dy, x, weight, bias, mean, spread, needs), None, None, None
+        dx: Tensor | None = None
         if needs[0]:
             dx, d_weight, d_bias = way.backward(dy, x, weight, bias, mean, spread)
         else:
             finish = Finish(way.affine, way.epilogue, weight, bias)
             variance = spread.square().reciprocal() - way.settings.eps if way.kind == "given" else spread
-            dx, d_weight, d_bias, _ = kernels.backward(
+            _, d_weight, d_bias, _ = kernels.backward(
                 *(cpu, dy, x, way.pattern, way.settings.centered, way.settings.eps, mean, variance, finish),
                 given=way.kind == "given",
                 needs_input=False,
             )
         return (
-            dx if needs[0] else None,
+            dx,
             d_weight.reshape(weight.shape).to(weight.dtype) if needs[1] else None,
             d_bias.reshape(bias.shape).to(bias.dtype) if needs[2] else None,
             None,
