@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from evenorm.surgery.trace import has_other_forward
+
 __all__ = ["Weights", "absorb_after", "absorb_before", "channel_axis", "why_not_linear"]
 
 
@@ -44,7 +46,7 @@ def why_not_linear(module: nn.Module) -> str | None:
         return f"the weight of {type(module).__name__} is computed from others (parametrization, weight_norm)"
     kind: Any = type(module)
     same = kind.forward is base.forward and getattr(kind, "_conv_forward", 0) is getattr(base, "_conv_forward", 0)
-    if not same or "forward" in module.__dict__:
+    if not same or has_other_forward(module):
         return f"{type(module).__name__} has a forward of its own"
     return None
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from evenorm.layers import Layer
 from evenorm.surgery.change import become, restore
 from evenorm.surgery.fuse import fuse
 from evenorm.surgery.proof import Inputs, ProofError, observe, prove, widened
@@ -71,6 +72,7 @@ def _replace(model: nn.Module, report: SurgeryReport) -> None:
         elif twin is not None:
             before = type(module).__name__
             become(module, twin.kind, twin.attributes)
+            cast(Layer, module).validate()
             report.did(path, before, f"evenorm.{type(module).__name__}", "replaced")
 
 

@@ -138,6 +138,7 @@ def prove(
     """Compare two lists of outputs; ``model`` and ``inputs`` say how far rounding moves them."""
     if [t.shape for t in before] != [t.shape for t in after]:
         return Proof(math.inf, 0.0)
+    plain = observe(model, inputs, training=training)
     moved = [_moved(model, inputs, training, seed) for seed in range(_DRAWS)]
     error = bound = 0.0
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -147,7 +148,7 @@ def prove(
         if unit == 0:
             unit = torch.finfo(old.dtype).tiny
         found = _distance(old, new) / unit
-        effect = max(_distance(old, other[index]) for other in moved) / unit
+        effect = max(_distance(plain[index], other[index]) for other in moved) / unit
         allowed = _SHARE * effect + _LEAST
         if math.isnan(found) or found - allowed > error - bound or not bound:
             error, bound = found, allowed

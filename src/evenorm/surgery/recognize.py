@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from evenorm import layers
 from evenorm.layers import Layer
+from evenorm.statistics import Synced
 from evenorm.surgery.change import become
+from evenorm.surgery.trace import has_other_forward
 
 __all__ = ["Twin", "looks_like_norm", "recognize"]
 
@@ -49,13 +51,15 @@ def recognize(module: nn.Module) -> Twin | str | None:
     if isinstance(module, Layer):
         return None
     kind = type(module)
+    if kind is nn.SyncBatchNorm:
+        return Twin(layers.SyncBatchNorm, {"chosen": Synced(module.process_group), "thawed": None})
     if kind in TORCH:
         return Twin(TORCH[kind], _EXTRA.get(kind, {}))
     if not looks_like_norm(module):
         return None
     if isinstance(module, (torch.jit.ScriptModule, nn.modules.lazy.LazyModuleMixin)):
         return f"{kind.__name__} has no forward of Python yet"
-    if "forward" in module.__dict__:
+    if has_other_forward(module):
         return "its forward was replaced"
     if any(True for _ in module.children()):
         return "it has layers of its own inside"

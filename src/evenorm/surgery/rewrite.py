@@ -7,8 +7,11 @@ whose call the rewriting skips, or a compiler or exporter looks on, the module's
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from evenorm.surgery.trace import Arguments, Trace, bind
 __all__ = ["Code", "Forward", "fused", "is_hooked", "rewrite"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_FUSED = "_evenorm_fused"
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -105,21 +109,18 @@ class Code:
 
 
 class Forward:
-    """The forward of a module with fusions; without code for a call the module's own."""
+    """The fused code of a module, one for each mode, and the arguments that it was traced with."""
 
     def __init__(self, module: nn.Module, arguments: Arguments, codes: Mapping[bool, Code]) -> None:
         self.module, self.arguments, self.codes = module, arguments, dict(codes)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the fused code if it is true of this call."""
-        module = self.module
-        if not (torch.compiler.is_compiling() or kernels.exporting() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
-            code = self.codes.get(module.training)
-            if code is not None and not globally._has_any_global_hook():
-                values = self._matched(args, kwargs)
-                if values is not None and code.holds(values):
-                    return code.function(module, **values)
-        return type(module).forward(module, *args, **kwargs)
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+        """The fused code with its arguments, if it is true of this call."""
+        code = self.codes.get(self.module.training)
+        if code is None or globally._has_any_global_hook():
+            return None
+        values = self._matched(args, kwargs)
+        return partial(code.function, self.module, **values) if values is not None and code.holds(values) else None
 
     def _matched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """The tensors by name, if the other arguments are those that were traced."""
@@ -136,11 +137,27 @@ class Forward:
             return None
         return {name: values[name] for name in types}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Forward:
+        """The copied model is fused as well."""
+        new = memo[id(self)] = object.__new__(Forward)
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return new
+
     def __getstate__(self) -> dict[str, Any]:
         """Code is not stored: a loaded model runs its own forward until it is accelerated again."""
         return {**self.__dict__, "codes": {}}
 
 
-def rewrite(module: nn.Module, forward: Forward) -> None:
+def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What is called in place of a module's forward: its fused code, or its own."""
+    if not (torch.compiler.is_compiling() or kernels.exporting() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
+        fused_call = self.__dict__[_FUSED].prepare(args, kwargs)
+        if fused_call is not None:
+            return fused_call()
+    return type(self).forward(self, *args, **kwargs)
+
+
+def rewrite(module: nn.Module, fused_forward: Forward) -> None:
     """Put a forward in place of the module's own, for :func:`restore` to take away."""
-    become(module, type(module), {"forward": forward})
+    # Copied, a method belongs to the copy; stored, it is looked up by its name and becomes the class's own.
+    become(module, type(module), {_FUSED: fused_forward, "forward": MethodType(forward, module)})

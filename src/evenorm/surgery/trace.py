@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from evenorm.surgery.proof import Inputs
 
-__all__ = ["Arguments", "Trace", "TraceError", "trace"]
+__all__ = ["Arguments", "Trace", "TraceError", "bind", "has_other_forward", "trace"]
 
 
 class TraceError(RuntimeError):
@@ -44,6 +44,12 @@ class Arguments:
         carrying = {name: type(value) for name, value in values.items() if _carries_tensors(value)}
         shapes = {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
         return Arguments(carrying, {name: value for name, value in values.items() if name not in carrying}, shapes)
+
+
+def has_other_forward(module: nn.Module) -> bool:
+    """Whether a module's forward is not the one of its class."""
+    own = module.__dict__.get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
 def bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +155,7 @@ def trace(module: nn.Module, arguments: Arguments, opened: Collection[nn.Module]
     Raises:
         TraceError: its code cannot be followed with symbols for tensors.
     """
-    if isinstance(module, torch.jit.ScriptModule) or "forward" in module.__dict__:
+    if isinstance(module, torch.jit.ScriptModule) or has_other_forward(module):
         raise TraceError("its forward is not the one of its class")
     try:
         return _trace(module, arguments, opened, {})

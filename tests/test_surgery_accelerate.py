@@ -1,0 +1,426 @@
+"""accelerate and revert: the same objects, the same numbers, and fusions that give way where they must."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import evenorm
+from evenorm.layers import Layer
+from graphs import randomize
+
+TORCH: dict[str, Callable[[], nn.Module]] = {
+    "BatchNorm1d": lambda: nn.BatchNorm1d(6, eps=1e-3, momentum=None),
+    "BatchNorm2d": lambda: nn.BatchNorm2d(6, affine=False),
+    "BatchNorm3d": lambda: nn.BatchNorm3d(6, track_running_stats=False),
+    "InstanceNorm1d": lambda: nn.InstanceNorm1d(6),
+    "InstanceNorm2d": lambda: nn.InstanceNorm2d(6, affine=True, track_running_stats=True),
+    "InstanceNorm3d": lambda: nn.InstanceNorm3d(6),
+    "GroupNorm": lambda: nn.GroupNorm(3, 6, eps=0.1),
+    "LayerNorm": lambda: nn.LayerNorm(5, bias=False),
+    "RMSNorm": lambda: nn.RMSNorm(5, eps=0.1),
+}
+SHAPES = {"1d": (4, 6, 5), "2d": (4, 6, 3, 5), "3d": (4, 6, 2, 3, 5)}
+
+
+def shape_of(name: str) -> tuple[int, ...]:
+    return SHAPES.get(name[-2:], (4, 6, 5))
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_layers_stay_the_objects_they_are(name: str) -> None:
+    layer = randomize(TORCH[name]()).double()
+    layer.train()
+    calls: list[str] = []
+    layer.register_forward_hook(lambda *_: calls.append("called"))
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False)
+        break
+    model, twin = nn.Sequential(layer), copy.deepcopy(layer)
+    tensors, keys = [*layer.parameters(), *layer.buffers()], list(model.state_dict())
+    optimizer = torch.optim.SGD([*model.parameters(), nn.Parameter(torch.zeros(1))], lr=0.1)
+
+    accelerated, report = evenorm.accelerate(model, report=True)
+    assert accelerated is model
+    assert model[0] is layer
+    assert isinstance(layer, Layer)
+    assert isinstance(layer, getattr(nn, name))
+    assert report.count("replaced") == 1
+    assert all(a is b for a, b in zip([*layer.parameters(), *layer.buffers()], tensors, strict=True))
+    assert list(model.state_dict()) == keys
+    assert layer.training
+    x = torch.randn(shape_of(name), dtype=torch.float64, requires_grad=True)
+    y = model(x)
+    calls.clear()
+    torch.testing.assert_close(y, twin(x))
+    assert calls == ["called"]
+    if any(p.requires_grad for p in layer.parameters()):
+        (y * torch.randn_like(y)).sum().backward()
+        old = [p.clone() for p in layer.parameters() if p.requires_grad]
+        optimizer.step()
+        new = [p for p in layer.parameters() if p.requires_grad]
+        assert not any(a.equal(b) for a, b in zip(old, new, strict=True))
+    evenorm.revert(model)
+    assert type(layer) is getattr(nn, name)
+    assert not any(attribute.startswith("_evenorm") for attribute in layer.__dict__)
+
+
+# Foreign classes, by structure and behavior.
+
+
+class Scaled(nn.Module):
+    """Llama's: rounded before it is scaled."""
+
+    def __init__(self, size: int = 16) -> None:
+        super().__init__()
+        self.weight, self.some_eps = nn.Parameter(torch.ones(size)), 1e-4
+
+    def normalized(self, x: Tensor) -> Tensor:
+        x = x.float() if x.dtype != torch.float64 else x
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.some_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * self.normalized(x).to(x.dtype)
+
+
+class OnePlus(Scaled):
+    """Gemma's: 1 + weight, scaled before it is rounded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.normalized(x) * (1 + self.weight.float())).to(x.dtype)
+
+
+class ChannelsFirst(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ByAbsolute(Scaled):
+    def normalized(self, x: Tensor) -> Tensor:
+        return x / (x.abs().mean(-1, keepdim=True) + self.some_eps)
+
+
+class Gated(Scaled):
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x) * gate
+
+
+@pytest.mark.parametrize(("kind", "offset", "cast"), [(Scaled, 0, "before"), (OnePlus, 1, "after")])
+def test_rms_norms_are_recognized_by_what_they_compute(kind: type[nn.Module], offset: float, cast: str) -> None:
+    layer: Any = randomize(kind())
+    model = nn.Sequential(layer).to(torch.bfloat16)
+    x = torch.randn(7, 16).to(torch.bfloat16)
+    expected = model(x)
+    evenorm.accelerate(model)
+    assert type(layer) is evenorm.RMSNorm
+    assert layer.weight_offset == offset
+    assert layer.cast == cast
+    assert layer.recipe.eps == 1e-4
+    assert (model(x) == expected).float().mean() > 0.98
+    evenorm.revert(model)
+    assert type(layer) is kind
+    assert model(x).equal(expected)
+
+
+def test_layer_norm_over_channels_is_recognized() -> None:
+    model: Any = randomize(nn.Sequential(ChannelsFirst(6, eps=1e-3)))
+    x = torch.randn(2, 6, 3, 4)
+    expected = model(x)
+    evenorm.accelerate(model, x)
+    assert type(model[0]) is evenorm.LayerNorm2d
+    torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize(("kind", "word"), [(ByAbsolute, "none of our"), (Gated, "more than one argument")])
+def test_what_computes_something_else_is_left(kind: type[nn.Module], word: str) -> None:
+    model, report = evenorm.accelerate(nn.Sequential(kind()), report=True)
+    assert type(model[0]) is kind
+    assert word in report.refused[0].refusal
+
+
+# Fusing.
+
+
+class Residual(nn.Module):
+    """ResNet's block as torchvision writes it: one activation module called twice, an addition in place."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x
+        return self.relu(out)
+
+
+class Functional(nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, width)
+
+    def forward(self, x: Tensor, scale: float = 1.0, twice: bool = False) -> Tensor:
+        y = F.silu(self.norm(x * scale))
+        return y * 2 if twice else y
+
+
+class Chunked(nn.Module):
+    """Code that computes with lengths, which symbols alone do not follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = nn.BatchNorm2d(8), nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        pad = int(x.shape[-1]) % 2
+        return self.act(self.norm(F.pad(x, (0, pad, 0, 0)))) if pad else self.act(self.norm(x))
+
+
+def images(batch: int = 4, side: int = 6) -> Tensor:
+    return torch.randn(batch, 8, side, side)
+
+
+@pytest.mark.parametrize(
+    ("make", "without", "with_inputs"),
+    [
+        (lambda: nn.Sequential(nn.BatchNorm2d(8), nn.Hardswish()), (1, 0), (1, 0)),
+        (lambda: nn.Sequential(nn.Sequential(nn.BatchNorm2d(8)), nn.Identity(), nn.GELU()), (1, 0), (1, 0)),
+        (lambda: nn.Sequential(nn.BatchNorm2d(8), nn.Sigmoid()), (0, 0), (0, 0)),
+        (Residual, (1, 0), (2, 1)),
+        (lambda: nn.Sequential(Residual(), Residual()), (2, 0), (4, 2)),
+        (Functional, (0, 0), (1, 0)),
+        (Chunked, (0, 0), (1, 0)),
+    ],
+)
+def test_activations_and_additions_are_fused(
+    make: Callable[[], nn.Module], without: tuple[int, int], with_inputs: tuple[int, int]
+) -> None:
+    for example, counts in ((None, without), (images(), with_inputs)):
+        model = randomize(make())
+        plain = copy.deepcopy(model)
+        _, report = evenorm.accelerate(model, example, report=True)
+        assert (report.count("activations fused"), report.count("adds fused")) == counts
+        assert str(model).replace("evenorm.", "") == str(plain)
+        for mode in (True, False):
+            x = images()
+            ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+            y, expected = model.train(mode)(ours * 1), plain.train(mode)(theirs * 1)
+            torch.testing.assert_close(y, expected)
+            cotangent = torch.randn_like(y)
+            y.backward(cotangent)
+            expected.backward(cotangent)
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.state_dict(), plain.state_dict())
+
+
+def is_fused(model: nn.Module, call: Callable[[], object], layer: nn.Module) -> bool:
+    """Whether a call went past the layer's own, which a fused forward does not make."""
+    own, calls = type(layer).__call__, []
+
+    class Counted(type(layer)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            calls.append(self)
+            return own(self, *args, **kwargs)
+
+    kind, layer.__class__ = type(layer), Counted
+    try:
+        call()
+    finally:
+        layer.__class__ = kind
+    return not calls
+
+
+def fused_residual() -> tuple[Any, Any]:
+    model = randomize(Residual())
+    plain = copy.deepcopy(model)
+    evenorm.accelerate(model, images())
+    return model, plain
+
+
+def test_what_is_fused_is_not_called() -> None:
+    model, _ = fused_residual()
+    assert is_fused(model, lambda: model(images()), model.bn2)
+    assert is_fused(model, lambda: model(images(7, 5)), model.bn2), "another batch and size"
+
+
+@pytest.mark.parametrize("path", ["bn2", "relu"])
+def test_a_hook_set_later_sees_what_it_would_have_seen(path: str) -> None:
+    model, plain = fused_residual()
+    seen: list[Tensor] = []
+    for one in (model, plain):
+        handle = one.get_submodule(path).register_forward_hook(lambda _, __, y: seen.append(y.clone()))
+        one.eval()(x := images()) if one is model else one.eval()(x)
+        handle.remove()
+    half = len(seen) // 2
+    assert half >= 1
+    for ours, theirs in zip(seen[:half], seen[half:], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert is_fused(model, lambda: model(images()), model.bn2), "fused again without the hook"
+
+
+def test_other_arguments_take_the_modules_own_forward() -> None:
+    model, plain = randomize(Functional()), randomize(Functional())
+    x = images()
+    evenorm.accelerate(model, x)
+    assert is_fused(model, lambda: model(x), model.norm)  # type: ignore[arg-type]
+    for arguments in ({"scale": 2.0}, {"twice": True}):
+        torch.testing.assert_close(model(x, **arguments), plain(x, **arguments))
+
+
+def test_lengths_that_code_has_read_are_compared() -> None:
+    model, plain = randomize(Chunked()).eval(), randomize(Chunked()).eval()
+    evenorm.accelerate(model, images(side=6))
+    for side in (6, 5):
+        torch.testing.assert_close(model(x := images(side=side)), plain(x))
+
+
+@pytest.mark.parametrize("name", ["bn2", "relu", "conv1"])
+def test_a_child_replaced_later_is_called(name: str) -> None:
+    model, plain = fused_residual()
+    other = {"bn2": nn.BatchNorm2d(8), "relu": nn.Tanh(), "conv1": nn.Identity()}[name]
+    for one in (model, plain):
+        setattr(one, name, copy.deepcopy(other))
+    torch.testing.assert_close(model.eval()(x := images()), plain.eval()(x))
+
+
+def test_torchs_converter_drops_nothing() -> None:
+    """Its new layers come without the fusion, and the module's own forward still activates."""
+    model, plain = fused_residual()
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model).eval()
+    torch.testing.assert_close(model(x := images()), plain.eval()(x))
+
+
+def test_copies_and_files_compute_the_same() -> None:
+    model, plain = fused_residual()
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    stored = torch.load(file, weights_only=False)
+    copied = copy.deepcopy(model)
+    x = images()
+    for one in (copied, stored):
+        torch.testing.assert_close(one.eval()(x), plain.eval()(x))
+    assert is_fused(copied, lambda: copied(x), copied.bn2)
+    assert type(evenorm.revert(copied).bn1) is nn.BatchNorm2d
+    assert type(model.bn1) is evenorm.BatchNorm2d
+
+
+def test_compiled_and_exported() -> None:
+    model, plain = fused_residual()
+    x = images()
+    expected = plain.eval()(x)
+    compiled = torch.compile(model.eval(), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), expected)
+
+
+def test_moved_to_another_dtype() -> None:
+    model, plain = fused_residual()
+    x = images().double()
+    torch.testing.assert_close(model.double()(x), plain.double()(x))
+
+
+def test_half_precision_is_proved_in_float32() -> None:
+    model = randomize(Residual()).to(torch.bfloat16)
+    _, report = evenorm.accelerate(model, images().to(torch.bfloat16), report=True)
+    assert report.count("adds fused") == 1
+    assert report.proof is not None
+    assert report.proof.bound < 1e4
+
+
+def test_ten_training_steps() -> None:
+    model = randomize(nn.Sequential(Residual(), nn.Conv2d(8, 8, 1), Functional()))
+    plain = copy.deepcopy(model)
+    evenorm.accelerate(model, images())
+    x, target = images(), images()
+    losses: list[list[float]] = []
+    for one in (model, plain):
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.05, momentum=0.9)
+        losses.append([])
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss = F.mse_loss(one(x), target)
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[1][0] > losses[1][-1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+# Faults.
+
+
+class Interrupted(nn.Module):
+    """Ends the third call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.norm = 0, nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        INTERRUPTED.append(x)
+        if len(INTERRUPTED) % 3 == 0:
+            raise KeyboardInterrupt
+        return F.relu(self.norm(x))
+
+
+INTERRUPTED: list[Tensor] = []
+
+
+@pytest.mark.parametrize("operation", [evenorm.accelerate, evenorm.fold, evenorm.drop_dead_bias])
+def test_interrupted_in_the_middle(operation: Any) -> None:
+    INTERRUPTED.clear()
+    model: Any = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), Interrupted()).eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    state = [(type(m), dict(m.__dict__), dict(m._forward_pre_hooks)) for m in model.modules()]
+    with pytest.raises(KeyboardInterrupt):
+        operation(model, images())
+    assert all(t.equal(before[name]) for name, t in model.state_dict().items())
+    assert [(type(m), dict(m.__dict__), dict(m._forward_pre_hooks)) for m in model.modules()] == state
+
+
+def test_a_failed_proof_leaves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from evenorm.surgery.recognize import TORCH as twins
+
+    monkeypatch.setitem(twins, nn.LayerNorm, evenorm.RMSNorm)
+    monkeypatch.setattr(evenorm.RMSNorm, "weight_offset", 0.0, raising=False)
+    monkeypatch.setattr(evenorm.RMSNorm, "cast", "after", raising=False)
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.LayerNorm(5)).eval()
+    with pytest.raises(evenorm.ProofError, match="the model is as it was"):
+        evenorm.accelerate(model, torch.randn(4, 6, 5) + 1)
+    assert [type(m) for m in model] == [nn.BatchNorm1d, nn.LayerNorm]
+
+
+def test_a_wrong_fusion_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof of a forward can fail: here the residual is lost."""
+    from evenorm.surgery import fuse
+
+    monkeypatch.setattr(fuse, "fused", lambda layer, x, residual, epilogue: epilogue.apply(layer(x)))
+    model, report = evenorm.accelerate(randomize(Residual()), images(), report=True)
+    assert report.count("adds fused") == 0
+    assert "more than rounding" in report.refused[0].refusal
+    assert "forward" not in model.__dict__
+
+
+def test_reports_are_plain_values_and_tables() -> None:
+    import json
+
+    from rich.console import Console
+
+    _, report = evenorm.accelerate(Residual(), images(), report=True)
+    rows = json.loads(json.dumps(report.to_dict()))["rows"]
+    assert {"path", "before", "after", "refusal", "proof"} <= rows[0].keys()
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report)
+    assert "2 replaced, 2 activations fused, 1 adds fused" in console.export_text()
