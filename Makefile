@@ -9,6 +9,8 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt $(PIP_ARGS)
 READY := .venv/ready
 # What the benchmark compares with: 110 MB more to download.
 PEERS := .venv/peers
+# Experiments of the quicker kind, for a picture of the report.
+SHOWN := identity batchmates redundant-bias
 FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*.json)))
 
 .DEFAULT_GOAL := help
@@ -27,10 +29,12 @@ readme-figures: $(READY) ## put the newest of benchmarks/ into the README
 	@test -n "$(FIGURES)" || { echo "benchmarks/ is empty: make bench fills it"; exit 1; }
 	$(BIN)/evenorm bench --from $(FIGURES) --readme README.md
 
-screenshots: $(READY) ## pictures of the explorer in build/screenshots; needs Chromium
+screenshots: $(READY) ## pictures of the explorer and of a lab report in build/screenshots; needs Chromium
 	@mkdir -p build
 	$(BIN)/evenorm explorer --output build/explorer.html
-	$(BIN)/python tests/screenshots.py build/screenshots build/explorer.html
+	$(BIN)/evenorm lab run $(SHOWN) --store build/lab
+	$(BIN)/evenorm lab report $(SHOWN) --store build/lab --output build/lab.html
+	$(BIN)/python tests/screenshots.py build/screenshots build/explorer.html build/lab.html
 
 test: $(READY) ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
