@@ -24,8 +24,8 @@ from evenorm.lab.store import plain
 
 # Trainings of so few steps that each experiment takes about a second.
 TINY = Setting(limit=2)
-# The others take several seconds, most of them for what they measure without training.
-FAST = ("identity", "redundant-bias", "batchmates")
+# These take less than a second; the others are run by `make test-all`.
+FAST = ("identity", "redundant-bias", "shift-compounds", "regularization")
 EVERY = [pytest.param(one, id=slug, marks=() if slug in FAST else pytest.mark.slow) for slug, one in catalog().items()]
 
 
