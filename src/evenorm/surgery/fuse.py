@@ -55,7 +55,9 @@ def fuse(model: nn.Module, inputs: Inputs | None, report: SurgeryReport) -> None
     opened: set[nn.Module] = set()
     done: dict[Layer, _Fusion] = {}
     for module in _innermost_first(model):
-        if isinstance(module, Layer) or not any(isinstance(c, Layer) or c in opened for c in _inside(module)):
+        if isinstance(module, (Layer, nn.ModuleList, nn.ModuleDict)):
+            continue
+        if not any(isinstance(child, Layer) or child in opened for child in _inside(module)):
             continue
         if inputs is not None and module not in calls:
             report.refuse(names[module], type(module).__name__, "the example inputs do not reach it")
