@@ -14,12 +14,15 @@ const MOVES = {
   PageDown: [1, 0, 0],
 };
 
-/** What an element is called: 'n 0, c 1, h 0, w 2'. */
-export function called(scene, element) {
-  return unravel(element, scene.shape)
-    .map((index, axis) => `${scene.axes[axis]} ${index}`)
-    .join(", ");
+/** What an element is called: ['n 0', 'g 1', 'c 0', 'h 1'], of all axes or of one. */
+function named({ parts }, element, wanted = null) {
+  const sizes = parts.map((part) => part.size);
+  const words = unravel(element, sizes).map((index, k) => `${parts[k].name} ${index}`);
+  return words.filter((_, k) => wanted === null || parts[k].axis === wanted);
 }
+
+/** What an element is called in a sentence: 'n 0, c 1, h 0, w 2'. */
+export const called = (scene, element) => named(scene, element).join(", ");
 
 /** A value as it stands in a cell. */
 function inside(scene, element) {
@@ -29,9 +32,10 @@ function inside(scene, element) {
 
 /** The tables of a scene; `choose` is told of an element that was chosen, `point` of one that is pointed at. */
 export function tables(scene, choose, point) {
-  const { shape, axes } = scene;
+  const { shape } = scene;
   const { depth, across, down, flat } = placed(shape);
-  const rowName = shape.length > 1 ? axes[1] : axes[0];
+  const rows = shape.length > 1 ? 1 : 0;
+  const title = (d) => named(scene, flat(d, 0, 0), 0).join(" ");
   const cell = (d, a, r) => {
     const element = flat(d, a, r);
     const value = `x ${fixed(scene.x[element], 2)}, y ${fixed(scene.y[element], 2)}, group ${letters(scene.shared.of[element])}`;
@@ -58,8 +62,8 @@ export function tables(scene, choose, point) {
       },
       html(
         "table",
-        { role: "grid", "aria-label": shape.length > 1 ? `${axes[0]} ${d}` : "all elements", class: scene.state.show },
-        shape.length > 1 ? html("caption", {}, `${axes[0]} ${d}`) : null,
+        { role: "grid", "aria-label": shape.length > 1 ? title(d) : "all elements", class: scene.state.show },
+        shape.length > 1 ? html("caption", {}, title(d)) : null,
         html(
           "tbody",
           {},
@@ -67,7 +71,7 @@ export function tables(scene, choose, point) {
             html(
               "tr",
               {},
-              html("th", { scope: "row" }, `${rowName} ${a}`),
+              html("th", { scope: "row" }, named(scene, flat(d, a, 0), rows).join(" ")),
               Array.from({ length: down }, (_, r) => cell(d, a, r)),
             ),
           ),

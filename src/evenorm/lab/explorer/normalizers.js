@@ -148,7 +148,10 @@ export function adopting({ affine, history }, text) {
   try {
     const { names: known, factors } = Pattern.parse(text);
     const kept = factors.filter((factor) => !factor.reduced).map((factor) => factor.name);
-    const among = (axes, some) => names(axes).filter((name) => some.includes(name)).join(" ");
+    const among = (axes, some) =>
+      names(axes)
+        .filter((name) => some.includes(name))
+        .join(" ");
     return { affine: among(affine, known), history: among(history, kept) };
   } catch {
     return {};

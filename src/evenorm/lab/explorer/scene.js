@@ -99,6 +99,7 @@ export function compute(state) {
     ...{ state, made, shape, total, layout: lying, shared, counts: counted(shared), parameters },
     ...{ x, ...normalized(x), evaluating, training, history, source, normalized },
     axes: axes(made.pattern, shape),
+    parts: parts(made, shape),
     chosen: chosen(state.at, shape),
     batchmates: () => batchmates(state, x, source),
   };
@@ -133,6 +134,16 @@ export function axes(pattern, shape) {
   return pattern.axes.flatMap((factors, position) =>
     position === first ? spelled.slice(0, length) : [factors.map((factor) => factor.name).join("·")],
   );
+}
+
+/** The parts of the tensor's axes {name, size, axis}; the chunks of a ghost batch are parts only where none is short. */
+function parts({ pattern, chunk }, shape) {
+  const names = axes(pattern, shape);
+  const whole = shape.map((size, axis) => ({ name: names[axis], size, axis }));
+  if (chunk && shape[0] % chunk.size) return whole;
+  return pattern
+    .bind(shape)
+    .parts.map(({ name, size, axis }) => ({ name: name.startsWith("...") ? names[axis] : name, size, axis }));
 }
 
 /** The indices of an element along each axis. */
