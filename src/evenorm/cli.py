@@ -4,9 +4,14 @@ What a verb needs is imported inside it, so that no verb waits for what another 
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from evenorm.surgery.proof import Inputs
 
 app = typer.Typer(
     help="Every normalization layer of PyTorch out of one engine.",
@@ -16,6 +21,15 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Target = Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="The model, or what makes it.")]
+ModelInput = Annotated[
+    list[str],
+    typer.Option("--input", metavar="1,3,224,224", help="An input; mask=2,16:bool, 2,16:int64<1000. Repeatable."),
+]
+StateDict = Annotated[Path | None, typer.Option("--state-dict", metavar="FILE", help="A checkpoint to load.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Weights (.safetensors) or a program (.pt2, .onnx).")
+]
 
 
 @app.callback()
@@ -222,6 +236,97 @@ def lab_report(
 
     order = Order(tuple(names or ()), scale, tuple(data or ()), None, store)
     raise typer.Exit(report(order, output, markdown, as_json))
+
+
+def _loaded(target: str, state_dict: Path | None, input: list[str]) -> tuple["Module", "Inputs | None"]:
+    from evenorm.doctor import loading
+    from evenorm.surgery.proof import Inputs
+
+    try:
+        model = loading.model(target)
+        if state_dict is not None:
+            model.load_state_dict(loading.state_dict(state_dict))
+        given = loading.inputs(input)
+    except (ValueError, RuntimeError) as fault:
+        typer.echo(str(fault), err=True)
+        raise typer.Exit(2) from None
+    return model, None if given is None else Inputs(given.args, given.kwargs)
+
+
+@app.command()
+def fold(
+    target: Target, input: ModelInput, state_dict: StateDict = None, out: Out = None, as_json: Json = False
+) -> None:
+    """Take normalizers into the weights of the layers beside them, and prove that nothing else changed.
+
+    For example: evenorm fold mypackage.models:build --input 1,3,224,224 --state-dict weights.pt --out folded.onnx
+    """
+    from evenorm.surgery.command import run_fold
+
+    raise typer.Exit(run_fold(*_loaded(target, state_dict, input), out, as_json))
+
+
+@app.command()
+def recalibrate(
+    target: Target,
+    loader: Annotated[str, typer.Option(metavar="MODULE:NAME", help="Batches, or what makes them.")],
+    input: ModelInput = [],  # noqa: B006
+    state_dict: StateDict = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Set running statistics to the moments of a whole data set.
+
+    For example: evenorm recalibrate mypackage.models:build --loader mypackage.data:batches --out weights.safetensors
+    """
+    from evenorm.doctor.loading import named
+    from evenorm.surgery.command import run_recalibrate
+
+    model, inputs = _loaded(target, state_dict, input)
+    try:
+        batches = named("--loader", loader)
+    except ValueError as fault:
+        typer.echo(str(fault), err=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(run_recalibrate(model, batches, inputs, out, as_json))
+
+
+@app.command()
+def convert(
+    target: Target,
+    to: Annotated[str, typer.Option(help="batch, sync, ghost, renorm, frozen, group, layer or weights.")],
+    input: ModelInput = [],  # noqa: B006
+    state_dict: StateDict = None,
+    virtual_batch_size: Annotated[int, typer.Option(help="Of ghost batches.")] = 16,
+    groups: Annotated[int | None, typer.Option(help="Of group normalization.", show_default="by channels")] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Put one kind of normalization in place of another, with the trained weights.
+
+    For example: evenorm convert mypackage.models:build --to group --state-dict weights.pt --out groups.safetensors
+    """
+    from evenorm.surgery.command import run_convert
+
+    model, inputs = _loaded(target, state_dict, input)
+    raise typer.Exit(run_convert(model, to, inputs, virtual_batch_size, groups, out, as_json))
+
+
+@app.command()
+def accelerate(
+    target: Target,
+    input: ModelInput,
+    state_dict: StateDict = None,
+    seconds: Annotated[float, typer.Option(help="To time inference and training for, each.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Put evenorm's layers into a model, fuse what follows them, and time a step before and after.
+
+    For example: evenorm accelerate mypackage.models:build --input 16,3,224,224
+    """
+    from evenorm.surgery.command import run_accelerate
+
+    raise typer.Exit(run_accelerate(*_loaded(target, state_dict, input), seconds, as_json))
 
 
 @app.command()

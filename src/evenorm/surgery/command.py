@@ -1,0 +1,106 @@
+"""The commands `evenorm fold`, `recalibrate`, `convert` and `accelerate`: a model in, a report and a file out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from evenorm.surgery.accelerate import accelerate
+from evenorm.surgery.convert import convert
+from evenorm.surgery.fold import fold
+from evenorm.surgery.proof import Inputs, ProofError
+from evenorm.surgery.recalibrate import recalibrate
+from evenorm.surgery.report import SurgeryReport
+from evenorm.surgery.timing import time_steps
+from evenorm.surgery.writing import check, write
+
+__all__ = ["run_accelerate", "run_convert", "run_fold", "run_recalibrate"]
+
+DONE, FAILED, WRONG_ARGUMENTS = 0, 1, 2
+
+Operation = Callable[[], "tuple[nn.Module, SurgeryReport]"]
+
+
+def run_fold(model: nn.Module, inputs: Inputs | None, out: Path | None, as_json: bool) -> int:
+    """Fold in evaluation."""
+    if inputs is None:
+        return _wrong("fold: the data flow is recorded on inputs; give --input, for example --input 1,3,224,224")
+    return _run(lambda: fold(model.eval(), inputs, report=True), inputs, out, as_json)
+
+
+def run_recalibrate(model: nn.Module, loader: Any, inputs: Inputs | None, out: Path | None, as_json: bool) -> int:
+    """Recalibrate on a loader, or on what it returns when it is called."""
+    batches = loader() if callable(loader) else loader
+    return _run(lambda: recalibrate(model.eval(), batches, report=True), inputs, out, as_json)
+
+
+def run_convert(
+    model: nn.Module,
+    to: str,
+    inputs: Inputs | None,
+    virtual_batch_size: int,
+    groups: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Convert to a kind by name."""
+    kind: Any = to
+    options: dict[str, Any] = {"virtual_batch_size": virtual_batch_size, "groups": groups}
+    return _run(lambda: convert(model.eval(), kind, inputs, report=True, **options), inputs, out, as_json)
+
+
+def run_accelerate(model: nn.Module, inputs: Inputs | None, seconds: float, as_json: bool) -> int:
+    """Accelerate, and time a step before and after."""
+    if inputs is None:
+        return _wrong("accelerate: a step is timed on inputs; give --input, for example --input 16,3,224,224")
+    before = copy.deepcopy(model)
+    try:
+        after, report = accelerate(model, inputs, report=True)
+    except (ValueError, TypeError, ProofError) as fault:
+        return _failed(fault)
+    times = time_steps(before, after, inputs, seconds)
+    if as_json:
+        figures = {name: {"before": found.before, "after": found.after} for name, found in times.items()}
+        sys.stdout.write(json.dumps({**report.to_dict(), "seconds": figures}, indent=2) + "\n")
+        return DONE
+    console = Console(highlight=False)
+    console.print(report)
+    for name, found in times.items():
+        console.print(f"{name}: {found}")
+    return DONE
+
+
+def _run(operation: Operation, inputs: Inputs | None, out: Path | None, as_json: bool) -> int:
+    try:
+        if out is not None:
+            check(out, inputs)
+    except ValueError as fault:
+        return _wrong(str(fault))
+    try:
+        model, report = operation()
+    except (ValueError, TypeError, FloatingPointError, ProofError) as fault:
+        return _failed(fault)
+    if out is not None:
+        write(model, inputs, out)
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        Console(highlight=False).print(report)
+    return DONE
+
+
+def _wrong(line: str) -> int:
+    sys.stderr.write(f"{line}\n")
+    return WRONG_ARGUMENTS
+
+
+def _failed(fault: Exception) -> int:
+    sys.stderr.write(f"{fault}\n")
+    return FAILED

@@ -1,0 +1,186 @@
+"""Architectures of transformers, built from small configurations with random weights: nothing is downloaded."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import evenorm
+from evenorm.surgery.proof import Inputs, observe, prove, tensors
+from evenorm.surgery.writing import write
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+pytest.importorskip("transformers", reason="transformers is in the extra evenorm[bench]")
+
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+WORDS = {"vocab_size": 64, **SMALL}
+
+
+def pixels(side: int = 32) -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(2, 3, side, side)}
+
+
+def words() -> dict[str, Tensor]:
+    return {"input_ids": torch.arange(16).reshape(2, 8)}
+
+
+def make(name: str, **options: Any) -> nn.Module:
+    import transformers
+
+    family, _, head = name.partition(":")
+    config = getattr(transformers, f"{family}Config")(**options)
+    config.use_cache = False
+    model: nn.Module = getattr(transformers, f"{family}{head}")(config)
+    return model
+
+
+IMAGES, CAUSAL = "ForImageClassification", "ForCausalLM"
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]]]] = {
+    "ResNet": (lambda: make(f"ResNet:{IMAGES}", embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2]), pixels),
+    "RegNet": (
+        lambda: make(f"RegNet:{IMAGES}", embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], groups_width=8),
+        pixels,
+    ),
+    "MobileNetV1": (lambda: make(f"MobileNetV1:{IMAGES}", depth_multiplier=0.25), lambda: pixels(64)),
+    "MobileNetV2": (lambda: make(f"MobileNetV2:{IMAGES}", depth_multiplier=0.25), lambda: pixels(64)),
+    "EfficientNet": (
+        lambda: make(f"EfficientNet:{IMAGES}", width_coefficient=0.25, depth_coefficient=0.1, hidden_dim=320),
+        lambda: pixels(64),
+    ),
+    "ConvNeXt": (
+        lambda: make(f"ConvNext:{IMAGES}", hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]),
+        lambda: pixels(64),
+    ),
+    "Swin": (
+        lambda: make(
+            f"Swin:{IMAGES}", image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
+        ),
+        pixels,
+    ),
+    "ViT": (lambda: make(f"ViT:{IMAGES}", image_size=32, patch_size=8, **SMALL), pixels),
+    "BERT": (lambda: make("Bert:ForSequenceClassification", **WORDS), words),
+    "GPT-2": (
+        lambda: make("GPT2:LMHeadModel", vocab_size=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0),
+        words,
+    ),
+    "Llama": (lambda: make(f"Llama:{CAUSAL}", num_key_value_heads=2, **WORDS), words),
+    "Gemma": (lambda: make(f"Gemma:{CAUSAL}", num_key_value_heads=2, head_dim=8, **WORDS), words),
+    "wav2vec 2.0": (
+        lambda: make(
+            "Wav2Vec2:ForCTC",
+            conv_dim=(8, 8),
+            conv_stride=(5, 2),
+            conv_kernel=(10, 3),
+            num_feat_extract_layers=2,
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+            **WORDS,
+        ),
+        lambda: {"input_values": torch.randn(2, 400)},
+    ),
+}
+FAST = ("ResNet", "Gemma")
+ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MODELS]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+
+
+def trained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model whose normalizers are not fresh."""
+    build, example = MODELS[name]
+    torch.manual_seed(0)
+    model = build()
+    with torch.no_grad():
+        for module in model.modules():
+            kind = type(module).__name__
+            if isinstance(mean := getattr(module, "running_mean", None), Tensor):
+                mean.normal_(0, 0.2)
+                module.get_buffer("running_var").uniform_(0.5, 2)
+            if "Norm" in kind:
+                for parameter in module.parameters(recurse=False):
+                    parameter.add_(torch.rand_like(parameter) - 0.5)
+    return model, example()
+
+
+def first(output: Any) -> Tensor:
+    return next(iter(tensors(output)))
+
+
+def holds(before: nn.Module, after: nn.Module, batch: Mapping[str, Tensor]) -> bool:
+    inputs = Inputs.of(batch)
+    return prove(observe(before, inputs), observe(after, inputs), before, inputs).holds
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_accelerated(name: str) -> None:
+    model, batch = trained(name)
+    plain = copy.deepcopy(model)
+    keys, parameters = list(model.state_dict()), list(model.parameters())
+    norms = [m for m in model.modules() if "Norm" in type(m).__name__]
+    _, report = evenorm.accelerate(model, batch, report=True)
+    assert report.count("replaced") == len(norms) > 0
+    assert not [row for row in report.refused if "Norm" in row.before]
+    assert list(model.state_dict()) == keys
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert holds(plain, model, batch)
+
+    losses: list[list[float]] = []
+    for one in (plain, model):
+        one.train()
+        optimizer = torch.optim.SGD(one.parameters(), lr=1e-4)
+        losses.append([])
+        for step in range(10):
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            loss = (first(one(**batch)) - 1).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[0][0] != losses[0][-1]
+    evenorm.revert(model)
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_folded(name: str) -> None:
+    model, batch = trained(name)
+    model.eval()
+    folded, report = evenorm.fold(model, batch, inplace=False, report=True)
+    assert report.proof is None or report.proof.holds
+    assert holds(model, folded, batch)
+    batch_norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    # Every batch norm of these architectures stands directly behind its convolution.
+    assert report.count("folded") == batch_norms
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in folded.modules())
+
+
+@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.filterwarnings("ignore")
+def test_folded_in_onnxruntime(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra evenorm[dev]")
+    model, batch = trained(name)
+    folded = evenorm.fold(model.eval(), batch)
+    expected = first(folded(**batch)).detach()
+    write(folded, Inputs.of(batch), tmp_path / "folded.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "folded.onnx"), providers=["CPUExecutionProvider"])
+    given = {i.name: t.numpy() for i, t in zip(session.get_inputs(), batch.values(), strict=True)}
+    found = torch.from_numpy(session.run(None, given)[0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.slow
+def test_counts_of_resnet_50() -> None:
+    model = make(f"ResNet:{IMAGES}")
+    _, report = evenorm.accelerate(model, pixels(64), report=True)
+    assert report.count("replaced") == 53
+    assert report.count("adds fused") == 16
+    # The stem's, and three in each of 16 blocks, the last one after the addition.
+    assert report.count("activations fused") == 1 + 16 * 3
+    assert not report.refused
