@@ -18,6 +18,8 @@ WIDTHS = (64, 64)
 RATES = (0.03, 0.1, 0.3, 1.0)
 SPECTRAL_RATE = 0.1
 TARGET = 0.9
+# Power iterations in a step, where one may be too few.
+MANY = 5
 
 
 class Directions(Probe):
@@ -72,8 +74,8 @@ def measure(setting: Setting, seed: int) -> Observation:
         return network
 
     reached = {}
-    for name, start in {"none": plain, "weight": weighted}.items():
-        best = soonest(attempts(start, images, RATES, steps=steps, seed=seed), TARGET)
+    for name, build in {"none": plain, "weight": weighted}.items():
+        best = soonest(attempts(build, images, RATES, steps=steps, seed=seed), TARGET)
         reached[name] = best.reached(TARGET)
         found.figures |= {f"steps to 90 %, {name}": reached[name], f"rate, {name}": best.rate}
         found.curves["accuracy"][name] = best.curve
@@ -86,18 +88,19 @@ def measure(setting: Setting, seed: int) -> Observation:
     found.curves["length"]["‖v‖"] = (directions.steps, relative)
 
     x = tensors(images, images.test_pixels[:128], images.test_labels[:128])[0]
-    slopes: dict[str, list[float]] = {"none": [], "spectral": []}
-    for name in slopes:
+    slopes = {}
+    for name, iterations in {"none": 0, "spectral": 1, f"spectral, {MANY} iterations": MANY}.items():
         network = plain()
-        if name == "spectral":
+        if iterations:
             for linear in every_linear(network):
-                evenorm.spectral_norm(linear)
-        slopes[name].append(steepest(network.eval(), x))
+                evenorm.spectral_norm(linear, n_power_iterations=iterations)
+        start = steepest(network.eval(), x)
         fit(network, stream(images, Schedule(64, steps, SPECTRAL_RATE, seed)), descent(SPECTRAL_RATE))
-        slopes[name].append(steepest(network.eval(), x))
-        found.curves["slope"][name] = (["at the start", "trained"], slopes[name])
-    found.effects["bound"] = slopes["spectral"][1]
-    found.effects["needed"] = slopes["none"][1]
+        slopes[iterations] = steepest(network.eval(), x)
+        found.curves["slope"][name] = (["at the start", "trained"], [start, slopes[iterations]])
+    found.effects["bound"] = slopes[1]
+    found.effects["iterated"] = slopes[MANY]
+    found.effects["needed"] = slopes[0]
     return found
 
 
@@ -117,6 +120,14 @@ EXPERIMENT = Experiment(
             "Miyato et al., “Spectral Normalization for Generative Adversarial Networks” (2018), section 2.1; Sharma, "
             "“Batch and Layer Normalization” (2026), Other Normalization Variants",
             "largest slope of the trained network with spectral normalization",
+            Rule(holds=1.05, reverses=2.0),
+            unit="",
+        ),
+        Claim(
+            "iterated",
+            "It does with five power iterations in a step in place of the usual one.",
+            "Miyato et al. (2018), appendix A: one was sufficient in their experiments",
+            "largest slope of the trained network with spectral normalization, five iterations in a step",
             Rule(holds=1.05, reverses=2.0),
             unit="",
         ),
