@@ -102,7 +102,9 @@ def compare(
     lr: Annotated[float | None, typer.Option(help="One learning rate for all.", show_default="each row's best")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each row.")] = 3,
     placement: Annotated[str, typer.Option(help="Of the normalizer: before or after the activation.")] = "before",
-    model: Annotated[str, typer.Option(help="mlp, cnn or resnet.")] = "cnn",
+    model: Annotated[
+        str, typer.Option(help="mlp, cnn or resnet; or MODULE:FACTORY, whose batch norms are converted.")
+    ] = "cnn",
     data: Annotated[
         Path | None,
         typer.Option(help="Folder of IDX files or of class folders.", show_default="scikit-learn's digits"),
@@ -279,8 +281,8 @@ def recalibrate(
 
     For example: evenorm recalibrate mypackage.models:build --loader mypackage.data:batches --out weights.safetensors
     """
-    from evenorm.doctor.loading import named
     from evenorm.surgery.command import run_recalibrate
+    from evenorm.surgery.loading import named
 
     model, inputs = _loaded(target, state_dict, input)
     try:

@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evenorm.doctor.inputs import Inputs
-from evenorm.doctor.subject import brief
+from evenorm.surgery.loading import brief, model, named
 
 __all__ = ["config", "inputs", "model", "named", "state_dict"]
-
-
-def named(option: str, target: str) -> Any:
-    """The object that ``package.module:name`` names, found from the working directory."""
-    module, _, name = target.partition(":")
-    if not module or not name:
-        raise ValueError(f"{option}: expected package.module:name, got {target!r}")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        value: Any = importlib.import_module(module)
-    except Exception as failure:
-        raise ValueError(f"{option}: cannot import {module}: {brief(failure)}") from None
-    for part in name.split("."):
-        if not hasattr(value, part):
-            raise ValueError(f"{option}: {module} has no {name!r}")
-        value = getattr(value, part)
-    return value
-
-
-def model(target: str) -> nn.Module:
-    """The model that a target is, or that it makes when it is called."""
-    value = named("TARGET", target)
-    if not isinstance(value, nn.Module) and callable(value):
-        try:
-            value = value()
-        except Exception as failure:
-            raise ValueError(f"TARGET: {target} raised {brief(failure)}") from None
-    if not isinstance(value, nn.Module):
-        raise ValueError(
-            f"TARGET: expected {target} to be a torch.nn.Module or to make one, got {type(value).__name__}"
-        )
-    return value
 
 
 def inputs(options: Sequence[str]) -> Inputs | None:

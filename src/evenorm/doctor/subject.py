@@ -17,6 +17,7 @@ from evenorm.doctor.record import Record
 from evenorm.doctor.sites import Site, find_sites
 from evenorm.doctor.snapshot import Snapshot
 from evenorm.doctor.trace import Trace, trace
+from evenorm.surgery.loading import brief
 
 __all__ = ["Intent", "Subject"]
 
@@ -145,9 +146,3 @@ class Subject:
         finally:
             self.snapshot.restore()
         return None
-
-
-def brief(failure: BaseException) -> str:
-    """An exception in one line."""
-    text = " ".join(str(failure).split())
-    return f"{type(failure).__name__}: {text[:300]}" if text else type(failure).__name__

@@ -66,9 +66,10 @@ class SurgeryReport:
         return asdict(self)
 
     def __rich__(self) -> Table:
-        # Not at the top: importing evenorm should not cost what a terminal costs.
         from rich.table import Table
         from rich.text import Text
+
+        # Not at the top: importing evenorm should not cost what a terminal costs.
 
         title = f"{self.operation}: {', '.join(self._counts()) or 'nothing to do'}"
         caption = f"whole model: {self.proof}" if self.proof else None

@@ -15,9 +15,10 @@ from evenorm.lab.comparison import terminal
 from evenorm.lab.comparison.compare import Comparison, Protocol, begin
 from evenorm.lab.comparison.record import record
 from evenorm.lab.comparison.sentences import conclude
-from evenorm.lab.data import DataError, load
+from evenorm.lab.data import load
 from evenorm.lab.networks import MODELS, PLACEMENTS
 from evenorm.lab.normalizers import NORMALIZERS
+from evenorm.lab.own import build_own, is_own
 from evenorm.lab.report.comparison import write
 from evenorm.lab.workers import available
 
@@ -55,7 +56,7 @@ def protocol_of(
         seeds,
         rate,
         PLACEMENTS[PLACEMENTS.index(choice("--placement", placement, PLACEMENTS))],
-        MODELS[MODELS.index(choice("--model", model, MODELS))],
+        model if is_own(model) else choice("--model", model, MODELS),
     )
 
 
@@ -63,6 +64,9 @@ def prepare(protocol: Protocol, folder: Path | None, output: Path) -> Comparison
     """Load the data and make sure that there is something to run, and a place to write to."""
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise ArgumentError(f"--output {output}: expected a file in a folder that exists.")
+    if is_own(protocol.model):
+        # Complain now, and not in every worker.
+        build_own(protocol.model, "batch")
     comparison = begin(protocol, load(folder), folder)
     if not comparison.total:
         reasons = {f"{row.normalizer}: {row.reason}" for row in comparison.rows}
@@ -101,7 +105,7 @@ def run(
     try:
         protocol = protocol_of(norms, batch_sizes, rate, seeds, placement, model)
         comparison = prepare(protocol, folder, output)
-    except (ArgumentError, DataError) as fault:
+    except ValueError as fault:
         say(str(fault))
         return 2
     workers = min(available(), MOST_WORKERS, comparison.total)

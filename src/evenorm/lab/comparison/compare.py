@@ -12,8 +12,9 @@ from statistics import mean, median
 
 from evenorm.lab.comparison.noise import spread
 from evenorm.lab.data import Images
-from evenorm.lab.networks import Model, Placement, build
+from evenorm.lab.networks import MODELS, Model, Network, Placement, build
 from evenorm.lab.normalizers import NORMALIZERS
+from evenorm.lab.own import build_own, is_own, why_not_own
 from evenorm.lab.setting import Setting
 from evenorm.lab.training import Run, Schedule, looks, train
 from evenorm.lab.workers import gather, processes
@@ -33,6 +34,7 @@ class Protocol:
     Attributes:
         rate: the starting rate of every run; none: each row's own, the one of the grid whose trial
             ends with the lowest training loss. Held-out images take no part in that.
+        model: one of the lab's networks, or ``module:factory`` for one of the user's own.
         length: steps of a run at batch size 1.
     """
 
@@ -41,7 +43,7 @@ class Protocol:
     seeds: int = 3
     rate: float | None = None
     placement: Placement = "before"
-    model: Model = "cnn"
+    model: str = "cnn"
     length: int = 512
 
     def steps(self, batch_size: int) -> int:
@@ -51,6 +53,18 @@ class Protocol:
         """
         return max(1, round(self.length / batch_size ** (1 / 3)))
 
+    def reason(self, normalizer: str, batch_size: int) -> str | None:
+        """Return why a row has nothing to show, or none."""
+        own = why_not_own(normalizer) if is_own(self.model) else None
+        return own or NORMALIZERS[normalizer].declines(self.model, batch_size)
+
+    def network(self, images: Images, normalizer: str, seed: int) -> Network:
+        """Return a fresh network of a row; the same seed gives every row the same weights."""
+        if is_own(self.model):
+            return build_own(self.model, normalizer, seed)
+        model: Model = next(model for model in MODELS if model == self.model)
+        return build(model, images.shape, len(images.classes), NORMALIZERS[normalizer], self.placement, seed)
+
     def tasks(self) -> list[Task]:
         """Return every run, seed by seed, so that an interrupted comparison is an even one."""
         return [
@@ -58,7 +72,7 @@ class Protocol:
             for seed in range(self.seeds)
             for name in self.normalizers
             for batch_size in self.batch_sizes
-            if not NORMALIZERS[name].declines(self.model, batch_size)
+            if not self.reason(name, batch_size)
         ]
 
 
@@ -200,14 +214,7 @@ def perform(images: Images, task: Task, protocol: Protocol) -> Outcome:
     steps = protocol.steps(task.batch_size)
 
     def attempt(rate: float, steps: int, measure: bool) -> Run:
-        network = build(
-            protocol.model,
-            images.shape,
-            len(images.classes),
-            NORMALIZERS[task.normalizer],
-            protocol.placement,
-            task.seed,
-        )
+        network = protocol.network(images, task.normalizer, task.seed)
         schedule = Schedule(task.batch_size, steps, rate, task.seed)
         return train(network, images, schedule, measure)
 
@@ -236,7 +243,7 @@ def begin(protocol: Protocol, images: Images, folder: Path | None = None) -> Com
             name,
             batch_size,
             protocol.steps(batch_size),
-            reason=NORMALIZERS[name].declines(protocol.model, batch_size),
+            reason=protocol.reason(name, batch_size),
         )
         for batch_size in protocol.batch_sizes
         for name in protocol.normalizers

@@ -101,7 +101,7 @@ def next_step(comparison: Comparison, choice: Choice) -> tuple[str, str]:
             "Next, to tell the tied rows apart with more seeds",
             invocation(comparison, norms=",".join(choice.tied), seeds=3 * protocol.seeds),
         )
-    if protocol.model != "resnet":
+    if protocol.model in ("mlp", "cnn"):
         other = "mlp" if protocol.model == "cnn" else "resnet"
         return (
             "Next, to see whether that holds in another network",
