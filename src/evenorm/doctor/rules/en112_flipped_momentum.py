@@ -38,23 +38,28 @@ severity: Severity = "error"
 
 def check(subject: Subject) -> Iterator[Symptom]:
     """Ask each running average for its share of the past."""
+    flipped: dict[float, list[Site]] = {}
     for site in subject.sites:
-        momentum = site.momentum
-        if not site.remembers or momentum is None or not 0.9 <= momentum < 1:
-            continue
+        if site.remembers and site.momentum is not None and 0.9 <= site.momentum < 1:
+            flipped.setdefault(site.momentum, []).append(site)
+    for momentum, sites in flipped.items():
         meant = float(f"{1 - momentum:.6g}")
         yield Symptom(
-            site.path,
-            f"momentum={momentum:g} keeps {meant:.3g} of the past at each step, in torch's convention",
+            sites[0].path,
+            f"momentum={momentum:g} keeps {meant:.3g} of the past at each step, in torch's convention, in "
+            f"{len(sites)} layers",
             f"write momentum={meant:g} if {momentum:g} of the past should stay",
-            {"momentum": momentum, "past kept per step": meant},
-            Fix("evenorm.fix_momentum(model)", partial(_set, site, meant)),
+            {"momentum": momentum, "past kept per step": meant, "layers": len(sites)},
+            Fix("evenorm.fix_momentum(model)", partial(_set, sites, meant)),
+            # Where nothing trains, nothing is averaged.
+            severity=None if subject.trains else "info",
         )
 
 
-def _set(site: Site, momentum: float) -> None:
-    module: Any = site.module
-    module.momentum = momentum
+def _set(sites: list[Site], momentum: float) -> None:
+    for site in sites:
+        module: Any = site.module
+        module.momentum = momentum
 
 
 def ailing() -> Iterator[Specimen]:

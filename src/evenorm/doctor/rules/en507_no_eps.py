@@ -48,6 +48,9 @@ def check(subject: Subject) -> Iterator[Symptom]:
         refused = site.kind == "batch" and site.found == "class" and eps is not None and eps <= 0
         if not refused and (seen is None or seen.constant):
             continue
+        if any(value is not None and not value.isfinite().all() for value in (site.running_mean, site.running_var)):
+            # What it gives says nothing about eps then.
+            continue
         input_ = "a constant input" if site.uses_batch() else "a channel without variance"
         cause = "eps is not used" if eps is None or eps > 0 else f"eps is {eps:g}"
         yield Symptom(

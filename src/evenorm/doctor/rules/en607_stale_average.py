@@ -47,9 +47,9 @@ def check(subject: Subject) -> Iterator[Symptom]:
     if not stale:
         return
     distances = subject.probe(far_statistics)
-    far = [site for site in stale if distances.get(site.path, 1.0) > FAR]
+    far = [site for site in stale if site.path not in distances or distances[site.path].beyond_noise > FAR]
     if far:
-        measured = {"distance": distances[far[0].path]} if far[0].path in distances else {}
+        measured = {"distance": distances[far[0].path].middle} if far[0].path in distances else {}
         yield Symptom(
             far[0].path,
             f"the statistics of {len(far)} batch norms are those of an earlier model"
@@ -61,8 +61,8 @@ def check(subject: Subject) -> Iterator[Symptom]:
         )
 
 
-# Standard deviations of the input between a running mean and the batch's, in the middle channel.
-FAR = 0.25
+# Standard deviations of the input, in the middle channel, beyond what the batch's size explains.
+FAR = 0.1
 
 
 def _behind(sites: list[Site], reference: nn.Module) -> list[Site]:
