@@ -375,6 +375,33 @@ def skips_a_call() -> None:
 
 
 @check
+def recalibrated() -> None:
+    """The population of all ranks' data, one of which may have none; a failing rank fails all."""
+    data = numbers(sum(SIZES), 3)
+    model = nn.Sequential(nn.BatchNorm1d(3)).double()
+    batches = [batch for batch in data[SHARD].split(3) if len(batch) > 1]
+    kept = [data[slice(sum(SIZES[:r]), sum(SIZES[: r + 1]))].split(3) for r in range(COUNT)]
+    population = torch.cat([batch for rank in kept for batch in rank if len(batch) > 1])
+    evenorm.recalibrate(model, batches)
+    close(model[0].running_mean, population.mean(0))
+    close(model[0].running_var, population.var(0))
+    assert_same_bits(model[0].running_var)
+
+    def broken() -> Iterator[Tensor]:
+        yield data
+        raise OSError("disk full")
+
+    before = model[0].running_mean.clone()
+    try:
+        evenorm.recalibrate(model, broken() if RANK == COUNT - 1 else [data])
+    except (OSError, RuntimeError) as fault:
+        assert ("disk full" if RANK == COUNT - 1 else f"rank {COUNT - 1}") in str(fault)
+    else:
+        raise AssertionError("a rank failed")
+    assert model[0].running_mean.equal(before)
+
+
+@check
 def skips_a_call_of_another_size() -> None:
     """Gloo ends a rank that is sent too much; no rank comes through."""
     first, second = SyncBatchNorm(3), SyncBatchNorm(300)

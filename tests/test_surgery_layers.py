@@ -14,6 +14,7 @@ from torch.optim.swa_utils import update_bn
 import evenorm
 from evenorm import Moments
 from graphs import randomize
+from ranks import run_ranks
 
 STATISTICS = ("batch", "ghost", "renorm", "frozen", "sync")
 
@@ -338,6 +339,12 @@ def test_any_call() -> None:
     model: Any = nn.Sequential(nn.BatchNorm1d(2))
     evenorm.recalibrate(model, ["ab", "bcd"], lambda m, text: m(torch.tensor([[ord(c), 1.0] for c in text])))
     assert model[0].running_mean[0] == sum(map(ord, "abbcd")) / 5
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_moments_of_all_ranks(count: int) -> None:
+    run_ranks(count, "recalibrated")
 
 
 # Small repairs.

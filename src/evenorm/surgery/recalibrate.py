@@ -87,14 +87,25 @@ def recalibrate(
         seen[layer] = seen[layer].merge(moments) if layer in seen else moments
         batches[layer] += 1
 
-    with untouched(target):
-        target.eval()
-        for layer in layers:
-            layer.train()
-            layer.register_forward_pre_hook(observe)
-        if not _run(target, loader, call or _call, progress):
-            raise ValueError("recalibrate: the loader gave no batch; the model is as it was")
-    merged = _merged(layers, seen, process_group)
+    failure: Exception | None = None
+    count = 0
+    try:
+        with untouched(target):
+            target.eval()
+            for layer in layers:
+                layer.train()
+                layer.register_forward_pre_hook(observe)
+            count = _run(target, loader, call or _call, progress)
+    except Exception as fault:
+        # The other ranks are told first: they would wait.
+        failure = fault
+    counts, merged = _merged(layers, seen, -1 if failure else count, process_group)
+    if failure is not None:
+        raise failure
+    if min(counts) < 0:
+        raise RuntimeError(f"recalibrate: it failed on rank {counts.index(-1)}; the model is as it was")
+    if not sum(counts):
+        raise ValueError("recalibrate: the loader gave no batch; the model is as it was")
     new = {layer: (moments.mean, moments.unbiased) for layer, moments in merged.items() if _count(moments) > 1}
     with torch.no_grad():
         for layer, path in layers.items():
@@ -153,28 +164,30 @@ def _count(moments: Moments) -> int:
     return int(moments.count.max()) if isinstance(moments.count, Tensor) else moments.count
 
 
-def _merged(layers: Mapping[nn.Module, str], seen: Mapping[nn.Module, Moments], group: Any) -> dict[nn.Module, Moments]:
-    """The moments of all ranks, merged in rank order, so that every rank holds the same bits."""
+def _merged(
+    layers: Mapping[nn.Module, str], seen: Mapping[nn.Module, Moments], count: int, group: Any
+) -> tuple[list[int], dict[nn.Module, Moments]]:
+    """Batches of each rank, -1 where it failed; the moments of all, in rank order: every rank gets the same bits."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
-        return dict(seen)
+        return [count], dict(seen)
     parts = []
     for layer in layers:
         mean = layer.get_buffer("running_mean")
         own = seen.get(layer, Moments(0, *(torch.zeros_like(mean, dtype=torch.float64) for _ in range(2))))
         parts.append(torch.cat([own.mean.new_tensor([_count(own)]), own.mean, own.M2]))
-    packet = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    device = parts[0].device if parts else torch.device("cpu")
+    packet = torch.cat([torch.tensor([float(count)], dtype=torch.float64, device=device), *parts])
     packets = [torch.empty_like(packet) for _ in range(dist.get_world_size(group))]
     dist.all_gather(packets, packet, group=group)
-    sizes = [part.numel() for part in parts]
-    by_rank = [packet.split(sizes) for packet in packets]
+    by_rank = [packet[1:].split([part.numel() for part in parts]) for packet in packets]
     merged = {}
     for index, layer in enumerate(layers):
         rows = [rank[index] for rank in by_rank]
         size = (rows[0].numel() - 1) // 2
         merged[layer] = Moments.merged(Moments(int(r[0]), r[1 : 1 + size], r[1 + size :]) for r in rows)
-    return merged
+    return [int(packet[0]) for packet in packets], merged
 
 
 def _drift(layer: nn.Module, mean: Tensor, variance: Tensor) -> str:
