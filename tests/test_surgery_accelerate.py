@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -136,6 +137,30 @@ def test_layer_norm_over_channels_is_recognized() -> None:
     evenorm.accelerate(model, x)
     assert type(model[0]) is evenorm.LayerNorm2d
     torch.testing.assert_close(model(x), expected)
+
+
+class Activated(nn.BatchNorm2d):
+    """timm's BatchNormAct2d, in short."""
+
+    def __init__(self, features: int, act: nn.Module, drop: nn.Module | None = None) -> None:
+        super().__init__(features)
+        self.drop, self.act = drop or nn.Identity(), act
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+def test_layers_with_an_activation_inside() -> None:
+    model: Any = randomize(nn.Sequential(Activated(8, nn.SiLU()), Activated(8, nn.Sigmoid())))
+    plain, x = copy.deepcopy(model), images()
+    _, report = evenorm.accelerate(model, x, report=True)
+    assert isinstance(model[0], evenorm.layers.batch.FusedBatchNorm2d)
+    assert type(model[1]) is Activated
+    assert "layers of its own" in report.refused[0].refusal
+    for mode in (True, False):
+        torch.testing.assert_close(model.train(mode)(x), plain.train(mode)(x))
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert type(evenorm.revert(model)[0]) is Activated
 
 
 @pytest.mark.parametrize(("kind", "word"), [(ByAbsolute, "none of our"), (Gated, "more than one argument")])
@@ -275,6 +300,28 @@ def test_other_arguments_take_the_modules_own_forward() -> None:
     assert is_fused(model, lambda: model(x), model.norm)  # type: ignore[arg-type]
     for arguments in ({"scale": 2.0}, {"twice": True}):
         torch.testing.assert_close(model(x, **arguments), plain(x, **arguments))
+
+
+class Named(OrderedDict[str, Tensor]):
+    """What transformers' models return: a dict that can be indexed."""
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+
+class Naming(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 8)
+
+    def forward(self, x: Tensor) -> Named:
+        return Named(out=F.relu(self.norm(x)))
+
+
+def test_what_a_graph_cannot_return_stays_what_it_is() -> None:
+    model, report = evenorm.accelerate(Naming(), images(), report=True)
+    assert isinstance(model(images())[0], Tensor)
+    assert "returns a Named" in report.refused[0].refusal
 
 
 def test_lengths_that_code_has_read_are_compared() -> None:

@@ -131,8 +131,9 @@ def _fuse_module(
             fresh = [f for f in fusions if modules[f.paths[0]] not in done]
             if fresh:
                 needed = {modules[p] for f in fresh for p in _above(f)} & opened
-                flow = trace(module, arguments, needed)
-                fusions, modules = _find(flow, module, everything=inputs is not None)
+                if needed != set(flow.inlined[1:]):
+                    flow = trace(module, arguments, needed)
+                    fusions, modules = _find(flow, module, everything=inputs is not None)
                 new |= {modules[f.paths[0]]: f for f in fusions if modules[f.paths[0]] not in done}  # type: ignore[misc]
                 codes[training] = _code(flow, fusions, modules)
             elif training and _ends_with_layer(flow, modules) and not is_hooked(module):

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from evenorm import layers
+from evenorm.epilogue import Epilogue
 from evenorm.layers import Layer
 from evenorm.statistics import Synced
 from evenorm.surgery.change import become
+from evenorm.surgery.kinds import outside_of_torch
+from evenorm.surgery.patterns import activation_of
 from evenorm.surgery.trace import has_other_forward
 
 __all__ = ["Twin", "looks_like_norm", "recognize"]
@@ -61,11 +64,13 @@ def recognize(module: nn.Module) -> Twin | str | None:
         return f"{kind.__name__} has no forward of Python yet"
     if has_other_forward(module):
         return "its forward was replaced"
-    if any(True for _ in module.children()):
+    epilogue = _epilogue(module)
+    if epilogue is None:
         return "it has layers of its own inside"
     if _arguments(module) != 1:
         return "it takes more than one argument"
-    for twin in _candidates(module):
+    for plain in _candidates(module):
+        twin = _with(plain, epilogue)
         if _agrees(module, twin):
             best = min(_order_of_cast(twin), key=lambda t: _mismatches(module, t))
             return best if _mismatches(module, best) < 0.01 else twin
@@ -107,6 +112,21 @@ def _candidates(module: nn.Module) -> Iterator[Twin]:
         for kind in (layers.RMSNorm, layers.RMSNorm2d):
             for offset in (0.0, 1.0):
                 yield Twin(kind, {**shape, "weight_offset": offset, "cast": "after"})
+
+
+def _epilogue(module: nn.Module) -> Epilogue | None:
+    """What the activation inside a layer computes, as in timm's BatchNormAct2d; ``None`` where more is inside."""
+    inside = [child for child in module.children() if type(child) is not nn.Identity]
+    if not inside:
+        return Epilogue()
+    return activation_of(inside[0]) if len(inside) == 1 else None
+
+
+def _with(twin: Twin, epilogue: Epilogue) -> Twin:
+    """A twin with an activation: of a class that other people's converters leave alone."""
+    if epilogue == Epilogue():
+        return twin
+    return Twin(outside_of_torch(twin.kind), {**twin.attributes, "epilogue": epilogue})
 
 
 def _order_of_cast(twin: Twin) -> list[Twin]:
@@ -162,7 +182,7 @@ def _agrees(module: nn.Module, twin: Twin) -> bool:
             if found is None or not _close(expected, found):
                 return False
             for old, new in zip(theirs.buffers(), ours.buffers(), strict=True):
-                if not _close(old.double(), new.double()):
+                if not _close(old, new):
                     return False
             taken += 1
     return taken > 0
@@ -179,6 +199,8 @@ def _call(module: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def _close(expected: Tensor, found: Tensor) -> bool:
+    if not expected.is_floating_point():
+        return expected.equal(found)
     eps = torch.finfo(expected.dtype).eps
     scale = float(expected.abs().max())
     return expected.dtype == found.dtype and float((expected - found).abs().max()) <= 32 * eps * scale

@@ -146,7 +146,18 @@ def _call_by_name(function: Any, module: nn.Module, values: dict[str, Any]) -> A
     parameters = list(inspect.signature(function).parameters.values())[1:]
     positional = [values[p.name] for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    return function(module, *positional, **{name: value for name, value in values.items() if name not in taken})
+    result = function(module, *positional, **{name: value for name, value in values.items() if name not in taken})
+    _check_result(result)
+    return result
+
+
+def _check_result(result: Any) -> None:
+    """Refuse what a graph would return as something else: a dict in place of a class derived from it."""
+    if type(result) in (tuple, list):
+        for part in result:
+            _check_result(part)
+    elif not isinstance(result, (fx.Proxy, bool, int, float, str, type(None))):
+        raise TraceError(f"it returns a {type(result).__name__}")
 
 
 def trace(module: nn.Module, arguments: Arguments, opened: Collection[nn.Module] = ()) -> Trace:
