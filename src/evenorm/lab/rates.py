@@ -11,13 +11,10 @@ import torch
 from torch import nn
 
 from evenorm.lab.data import Images
-from evenorm.lab.fit import Optimize, Pace, Trace, descent, even, fit
+from evenorm.lab.fit import Pace, Trace, descent, even, fit
 from evenorm.lab.training import Schedule, Watch, predictions, stream
 
 Model = TypeVar("Model", bound=nn.Module)
-
-# Looks at the held-out accuracy in one training.
-LOOKS = 100
 
 
 @dataclass(frozen=True)
@@ -57,15 +54,15 @@ def attempts(
     seed: int,
     batch: int = 64,
     pace: Pace = even,
-    optimize: Callable[[float], Optimize] = descent,
+    looks: int = 20,
 ) -> list[Attempt[Model]]:
-    """Train a fresh network at each rate, all on the same batches."""
+    """Train a fresh network at each rate, all on the same batches, with so many looks at the held-out accuracy."""
     made = []
     for rate in rates:
         torch.manual_seed(seed)
-        network, watch = start(), Watch(images, max(1, steps // LOOKS))
+        network, watch = start(), Watch(images, max(1, steps // looks))
         batches = stream(images, Schedule(batch, steps, rate, seed))
-        trace = fit(network, batches, optimize(rate), pace=pace, probes=[watch])
+        trace = fit(network, batches, descent(rate), pace=pace, probes=[watch])
         made.append(Attempt(rate, network, trace, watch, steps))
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -56,9 +57,10 @@ def layered(x: Tensor) -> Tensor:
 
 
 def roundings(y: Tensor, exact: Tensor) -> float:
-    """The root mean square error in units of what rounding the exact result once costs."""
+    """The root mean square error in units of what rounding the exact result once costs; infinite where none is."""
     once = (exact.to(y.dtype).double() - exact).square().mean().sqrt()
-    return float((y.double() - exact).square().mean().sqrt() / once)
+    error = (y.double() - exact).square().mean().sqrt() / once
+    return float(error.nan_to_num(nan=math.inf))
 
 
 def measure(setting: Setting, seed: int) -> Observation:
@@ -78,7 +80,7 @@ def measure(setting: Setting, seed: int) -> Observation:
     found.effects["needed"] = min(max(errors[f"longhand, {name}"]) for name in DTYPES)
 
     images = setting.images
-    steps = setting.steps(quick=120, full=1000, large=10000)
+    steps = setting.steps(quick=100, full=800, large=10000)
     lost = {}
     for name in ("batch", "layer"):
         reached = {}

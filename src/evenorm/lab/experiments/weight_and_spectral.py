@@ -75,7 +75,7 @@ def measure(setting: Setting, seed: int) -> Observation:
 
     reached = {}
     for name, build in {"none": plain, "weight": weighted}.items():
-        best = soonest(attempts(build, images, RATES, steps=steps, seed=seed), TARGET)
+        best = soonest(attempts(build, images, RATES, steps=steps, seed=seed, looks=100), TARGET)
         reached[name] = best.reached(TARGET)
         found.figures |= {f"steps to 90 %, {name}": reached[name], f"rate, {name}": best.rate}
         found.curves["accuracy"][name] = best.curve

@@ -65,7 +65,7 @@ def measure(setting: Setting, seed: int) -> Observation:
             inputs, classes = int(np.prod(images.shape)), len(images.classes)
             return nn.Sequential(treatment, perceptron(inputs, WIDTHS, classes, identity, seed=seed))
 
-        best = soonest(attempts(start, images, RATES, steps=steps, seed=seed), TARGET)
+        best = soonest(attempts(start, images, RATES, steps=steps, seed=seed, looks=100), TARGET)
         reached[name] = best.reached(TARGET)
         found.figures |= {f"steps to 90 %, {name}": reached[name], f"rate, {name}": best.rate}
         found.curves["accuracy"][name] = best.curve
