@@ -242,6 +242,13 @@ NB_MODULE(_cpu, m) {
       "running <- running + share * (new - running), the variance being m2 / divisor; False, and\n"
       "nothing written, where a number is not finite.");
 
+  m.def(
+      "round_sums",
+      [](Pointer sums, Size count, Pointer rounded) {
+        round_sums(at<double>(sums), count, at<float>(rounded));
+      },
+      nb::arg("sums"), nb::arg("count"), nb::arg("rounded"), "float64 to float32.");
+
   m.def("isas", &isas, "The instruction sets of this build that this processor has, the best last.");
   m.def("isa", &isa, "The instruction set in use.");
   m.def("set_isa", &set_isa, nb::arg("name"), "Use one of isas(); ValueError for another name.");

@@ -45,4 +45,8 @@ bool absorb(const History& history, const double* mean, const double* m2, double
   return true;
 }
 
+void round_sums(const double* sums, Size count, float* rounded) {
+  for (Size k = 0; k < count; ++k) rounded[k] = float(sums[k]);
+}
+
 }  // namespace evenorm

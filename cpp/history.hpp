@@ -1,4 +1,4 @@
-// A history between calls: what it gives to a call, and how it takes a batch in.
+// A history between calls: what it gives to a call, and how it takes a batch in; and sums in a parameter's type.
 #pragma once
 
 #include "call.hpp"
@@ -20,5 +20,8 @@ void recall(const History& history, double eps, double* mean, double* rstd);
 // Where a number is not finite nothing is written, and the answer is false.
 bool absorb(const History& history, const double* mean, const double* m2, double divisor,
             double share);
+
+// float64 to float32.
+void round_sums(const double* sums, Size count, float* rounded);
 
 }  // namespace evenorm

@@ -35,6 +35,7 @@ __all__ = [
     "moments",
     "name",
     "recall",
+    "rounded",
     "straight",
 ]
 
@@ -137,6 +138,14 @@ def absorb(mean: Tensor, variance: Tensor, new_mean: int, m2: int, divisor: int,
     assert _cpu is not None
     running = (mean.data_ptr(), variance.data_ptr(), _DTYPES[mean.dtype], mean.numel())
     return _cpu.absorb(*running, new_mean, m2, divisor, share)
+
+
+def rounded(sums: int, parameter: Tensor) -> Tensor:
+    """What lies at an address in float64, as a gradient of a parameter in float32."""
+    assert _cpu is not None
+    gradient = torch.empty_like(parameter)
+    _cpu.round_sums(sums, parameter.numel(), gradient.data_ptr())
+    return gradient
 
 
 def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | None:

@@ -7,6 +7,7 @@ each time, and where an answer is another one the call goes the whole way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any, Literal
 
@@ -60,7 +61,7 @@ class Straight:
         self.natives: dict[tuple[int, ...], Any] = {}
         binding = self.pattern.bind(x.shape)
         self.statistics, self.values = prod(binding.statistics_shape), binding.count
-        self.shape = binding.sizes(self.affine.axes)
+        self.count = prod(binding.sizes(self.affine.axes))
 
     @classmethod
     def of(
@@ -107,57 +108,76 @@ class Straight:
             or (weight is not None and weight.requires_grad)
             or (bias is not None and bias.requires_grad)
         ):
-            # An output costs more than a place to leave it at.
+            # A second output would cost more than a place to leave it at.
             seen: list[Tensor | None] = []
             y = _Straight.apply(x, weight, bias, self, history, seen)
-            mean, m2 = seen
+            (statistics,) = seen
         else:
-            y, mean, m2 = self.forward(x, weight, bias, history)
+            y, statistics = self.forward(x, weight, bias, history)
         if self.kind == "observed" and torch._C._current_graph_task_id() == -1:
             assert history is not None
-            self._observe(history, mean, m2, caller)
+            assert statistics is not None
+            self._observe(history, statistics, caller)
         return y
 
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, history: History | None, keep: bool = False
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """y, and mean and M2 of this batch; where statistics are given mean and rstd. Kept where they are wanted."""
         y = torch.empty_like(x)
         parameters = (0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(), 0)
         if self.kind == "batch" and not keep:
             self.native.forward(x.data_ptr(), y.data_ptr(), 0, 0, *parameters)
-            return y, None, None
-        mean, spread = torch.empty((2, self.statistics), dtype=torch.float64).unbind()
-        places = (mean.data_ptr(), spread.data_ptr())
+            return y, None
+        statistics = torch.empty((2, self.statistics), dtype=torch.float64)
+        places = self._places(statistics)
         if self.kind == "given":
             assert history is not None
             cpu.recall(history.mean, history.variance, self.settings.eps, *places)
             self.native.apply(x.data_ptr(), y.data_ptr(), *places, *parameters)
         else:
             self.native.forward(x.data_ptr(), y.data_ptr(), *places, *parameters)
-        return y, mean, spread
+        return y, statistics
 
     def backward(
-        self, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, spread: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """dx, and the gradients of weight and bias in float64."""
+        self, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The gradients of x, weight and bias."""
         native = self._backward_native(dy, x)
         if native is None:
             dy = torch.empty_like(x).copy_(dy)
             native = self._backward_native(dy, x)
         dx = torch.empty_like(x)
-        d_weight, d_bias = torch.empty((2, *self.shape), dtype=torch.float64).unbind()
+        sums = torch.empty((2, self.count), dtype=torch.float64)
         given = (dy.data_ptr(), x.data_ptr())
-        statistics = (mean.data_ptr(), spread.data_ptr())
+        places, parts = self._places(statistics), self._places(sums)
         parameters = (0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, 0)
-        sums = (d_weight.data_ptr(), d_bias.data_ptr())
         if self.kind == "given":
             if weight is not None or bias is not None:
-                native.grad_sums(*given, *statistics, *parameters, 0, 0, *sums)
-            native.grad_input(*given, dx.data_ptr(), *statistics, *parameters, 0, 0, 0)
+                native.grad_sums(*given, *places, *parameters, 0, 0, *parts)
+            native.grad_input(*given, dx.data_ptr(), *places, *parameters, 0, 0, 0)
         else:
-            native.backward(*given, dx.data_ptr(), *statistics, *parameters, *sums, 0)
+            native.backward(*given, dx.data_ptr(), *places, *parameters, *parts, 0)
+        if self.parameter_dtype is torch.float32:
+            d_weight, d_bias = (
+                None if p is None else cpu.rounded(part, p) for part, p in zip(parts, (weight, bias), strict=True)
+            )
+        else:
+            d_weight, d_bias = (
+                None if p is None else part.to(p.dtype).reshape(p.shape)
+                for part, p in zip(sums, (weight, bias), strict=True)
+            )
         return dx, d_weight, d_bias
+
+    @staticmethod
+    def _places(pair: Tensor) -> tuple[int, int]:
+        """The addresses of two rows of float64."""
+        first = pair.data_ptr()
+        return first, first + 8 * pair.shape[1]
+
+    def variance_or_m2(self, spread: Tensor) -> Tensor:
+        """What stands beside the mean, as the whole way has it."""
+        return spread.square().reciprocal() - self.settings.eps if self.kind == "given" else spread
 
     def _backward_native(self, dy: Tensor, x: Tensor) -> Any:
         strides = dy.stride()
@@ -169,15 +189,13 @@ class Straight:
         settings = (self.settings.centered, self.settings.eps, x.dtype, self.parameter_dtype)
         return cpu.straight(x, self.pattern, self.affine, self.epilogue, *settings, grad_strides)
 
-    def _observe(self, history: History, mean: Tensor | None, m2: Tensor | None, caller: object) -> None:
+    def _observe(self, history: History, statistics: Tensor, caller: object) -> None:
         """The history takes the batch in, last of all."""
         average = self.average
-        assert mean is not None
-        assert m2 is not None
         assert isinstance(average, (Running, Cumulative))
         divisor = self.values if average.variance == "biased" else max(self.values - 1, 1)
         share = float(average.share(history.updates))
-        if not cpu.absorb(history.mean, history.variance, mean.data_ptr(), m2.data_ptr(), divisor, share):
+        if not cpu.absorb(history.mean, history.variance, *self._places(statistics), divisor, share):
             refuse(average, caller)
             if history.skipped is not None:
                 history.skipped.add_(1)
@@ -205,39 +223,41 @@ class _Straight(torch.autograd.Function):
         history: History | None,
         seen: list[Tensor | None],
     ) -> Tensor:
-        y, mean, spread = way.forward(x, weight, bias, history, keep=True)
+        y, statistics = way.forward(x, weight, bias, history, keep=True)
         ctx.way = way
-        ctx.save_for_backward(x, weight, bias, mean, spread)
-        seen += (mean, spread)
+        ctx.save_for_backward(x, weight, bias, statistics)
+        seen.append(statistics)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         way: Straight = ctx.way
-        x, weight, bias, mean, spread = ctx.saved_tensors
+        x, weight, bias, statistics = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        reason = kernels.must_compose(dy, x, weight)
-        if torch.is_grad_enabled() or reason is not None:
-            return *_differentiable(way, dy, x, weight, bias, mean, spread, needs), None, None, None
-        dx: Tensor | None = None
-        if needs[0]:
-            dx, d_weight, d_bias = way.backward(dy, x, weight, bias, mean, spread)
+        composed = kernels.must_compose(dy, x, weight) is not None
+        found: Sequence[Tensor | None]
+        if composed or torch.is_grad_enabled():
+            found = _differentiable(way, dy, x, weight, bias, statistics, needs)
+        elif needs[0]:
+            found = way.backward(dy, x, weight, bias, statistics)
         else:
-            finish = Finish(way.affine, way.epilogue, weight, bias)
-            variance = spread.square().reciprocal() - way.settings.eps if way.kind == "given" else spread
-            _, d_weight, d_bias, _ = kernels.backward(
-                *(cpu, dy, x, way.pattern, way.settings.centered, way.settings.eps, mean, variance, finish),
-                given=way.kind == "given",
-                needs_input=False,
-            )
-        return (
-            dx,
-            d_weight.reshape(weight.shape).to(weight.dtype) if needs[1] else None,
-            d_bias.reshape(bias.shape).to(bias.dtype) if needs[2] else None,
-            None,
-            None,
-            None,
-        )
+            found = _of_parameters(way, dy, x, weight, bias, statistics)
+        return *(gradient if need else None for gradient, need in zip(found, needs, strict=True)), None, None, None
+
+
+def _of_parameters(
+    way: Straight, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of weight and bias alone."""
+    settings, (mean, spread) = way.settings, statistics
+    found = kernels.backward(
+        *(cpu, dy, x, way.pattern, settings.centered, settings.eps, mean, way.variance_or_m2(spread)),
+        Finish(way.affine, way.epilogue, weight, bias),
+        given=way.kind == "given",
+        needs_input=False,
+    )
+    pairs = ((found.weight, weight), (found.bias, bias))
+    return None, *(None if p is None else sums.reshape(p.shape).to(p.dtype) for sums, p in pairs)
 
 
 def _differentiable(
@@ -246,14 +266,14 @@ def _differentiable(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor,
-    spread: Tensor,
+    statistics: Tensor,
     wanted: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """The gradients as a graph of torch's own operations."""
     given: tuple[Tensor | None, Tensor | None] = (None, None)
     if way.kind == "given":
-        given = (mean, spread.square().reciprocal() - way.settings.eps)
+        mean, rstd = statistics
+        given = (mean, way.variance_or_m2(rstd))
 
     def function(x: Tensor, weight: Any, bias: Any, residual: Any, settings: Settings) -> Tensor:
         return normalized(x, weight, bias, *given, residual, None, settings)[0]
