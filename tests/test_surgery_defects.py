@@ -60,7 +60,7 @@ def test_transposed_convolution_with_groups(kind: Any, groups: int) -> None:
     model: Any = randomize(nn.Sequential(conv, norm)).eval()
     x = torch.randn(2, 4 * groups, *(5, 4, 3)[:dims])
     naive = copy.deepcopy(conv)
-    statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     try:
         naive.weight, naive.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, transpose=True)
         assert error(naive(x), model(x)) > WRONG
