@@ -19,6 +19,7 @@ import evenorm
 from graphs import randomize
 
 WRONG = 1e-2
+naive_weights: Any = fuse_conv_bn_weights
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -62,7 +63,7 @@ def test_transposed_convolution_with_groups(kind: Any, groups: int) -> None:
     naive = copy.deepcopy(conv)
     statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     try:
-        naive.weight, naive.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, transpose=True)
+        naive.weight, naive.bias = naive_weights(conv.weight, conv.bias, *statistics, transpose=True)
         assert error(naive(x), model(x)) > WRONG
     except RuntimeError as fault:
         assert "size" in str(fault)  # noqa: PT017
@@ -85,7 +86,7 @@ def naive_by_registration(model: nn.Module) -> nn.Module:
     for name, child in model.named_children():
         if isinstance(child, nn.BatchNorm2d) and last is not None:
             statistics: Any = (child.running_mean, child.running_var, child.eps, child.weight, child.bias)
-            last.weight, last.bias = fuse_conv_bn_weights(last.weight, last.bias, *statistics)
+            last.weight, last.bias = naive_weights(last.weight, last.bias, *statistics)
             setattr(model, name, nn.Identity())
         elif isinstance(child, nn.Conv2d):
             last = child

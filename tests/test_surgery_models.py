@@ -102,7 +102,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]]
     ),
 }
 # At larger rates fresh networks with batch normalization multiply the rounding of any two implementations.
-RATE, CAREFUL = 1e-4, dict.fromkeys(("MobileNetV1", "MobileNetV2", "EfficientNet"), 1e-7)
+RATE, CAREFUL = 1e-4, {"MobileNetV1": 1e-7, "MobileNetV2": 1e-8, "EfficientNet": 1e-5}
 FAST = ("ResNet", "Gemma")
 ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MODELS]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MODELS]

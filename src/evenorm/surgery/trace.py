@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -46,6 +46,9 @@ class Arguments:
         return Arguments(carrying, {name: value for name, value in values.items() if name not in carrying}, shapes)
 
 
+_signature = lru_cache(maxsize=4096)(inspect.signature)
+
+
 def has_other_forward(module: nn.Module) -> bool:
     """Whether a module's forward is not the one of its class."""
     own = module.__dict__.get("forward")
@@ -54,7 +57,7 @@ def has_other_forward(module: nn.Module) -> bool:
 
 def bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name, those of ``**kwargs`` too."""
-    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    bound = _signature(type(module).forward).bind(module, *args, **kwargs)
     bound.apply_defaults()
     values = dict(list(bound.arguments.items())[1:])
     for parameter in bound.signature.parameters.values():
