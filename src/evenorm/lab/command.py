@@ -129,7 +129,8 @@ def report(order: Order, page: Path, markdown: Path | None, as_json: bool) -> in
     write(found, page)
     if markdown:
         markdown.parent.mkdir(parents=True, exist_ok=True)
-        markdown.write_text(evidence.markdown(found), encoding="utf-8")
+        # With a row for what has not been measured too.
+        markdown.write_text(evidence.markdown(results), encoding="utf-8")
     if as_json:
         sys.stdout.write(evidence.records(found) + "\n")
     written = ", ".join(str(path) for path in (page, markdown) if path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +21,7 @@ def markdown(results: Sequence[Result]) -> str:
     """Return the page ``docs/evidence.md``: one row for each experiment, then each one's claims and rules."""
     rows = "\n".join(row(result.experiment.slug, result, result.findings[0]) for result in results)
     sections = "\n".join(map(section, results))
+    scale = results[0].setting.scale
     return f"""# The evidence
 
 What the lab measured. Made by `evenorm lab report`; do not edit. Each experiment asks one question, and its first
@@ -30,7 +32,8 @@ the data named here, and of nothing else.
 {rows}
 
 The interval is a 95 % bootstrap interval over seeds; with three seeds it is their range, and the verdict provisional.
-Measured with torch {torch.__version__} on {platform.machine()}. Everything again: `evenorm lab run --all --scale full`.
+Measured with torch {torch.__version__} on {platform.machine()}. Everything again:
+`evenorm lab run --all --scale {scale}`.
 
 {sections}"""
 
@@ -71,8 +74,9 @@ def claim(finding: Finding) -> str:
 
 def command(result: Result) -> str:
     """Return the command that measures a result again."""
-    data = "".join(f" --data {path}" for path in result.setting.data)
-    return f"evenorm lab run {result.experiment.slug} --scale {result.setting.scale}{data}"
+    setting = result.setting
+    words = ["evenorm lab run", result.experiment.slug, f"--scale {setting.scale}"]
+    return " ".join([*words, *(f"--data {shlex.quote(str(path))}" for path in setting.data)])
 
 
 def records(results: Iterable[Result]) -> str:
