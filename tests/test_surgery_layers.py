@@ -96,6 +96,19 @@ def test_freezing_an_accelerated_model_and_back() -> None:
     assert type(evenorm.revert(model)[1]) is nn.BatchNorm2d
 
 
+def test_reverting_what_is_frozen() -> None:
+    model = evenorm.revert(evenorm.freeze(evenorm.accelerate(network())))
+    assert [type(m) for m in model] == [type(m) for m in network()]
+    assert all(p.requires_grad for p in model.parameters())
+    evenorm.unfreeze(model)
+
+
+def test_frozen_layers_are_not_converted() -> None:
+    model, report = evenorm.convert(evenorm.freeze(network()), "ghost", report=True)
+    assert "unfreeze() it first" in report.refused[0].refusal
+    assert type(evenorm.unfreeze(model)[1]) is nn.BatchNorm2d
+
+
 def test_no_statistics_to_freeze() -> None:
     _, report = evenorm.freeze(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), report=True)
     assert "running statistics" in report.refused[0].refusal
@@ -137,6 +150,16 @@ def test_ghost_batches_are_of_the_size_asked_for() -> None:
     x = torch.randn(8, 3)
     chunks = torch.cat([nn.BatchNorm1d(3)(part) for part in x.split(4)])
     torch.testing.assert_close(model(x), chunks)
+
+
+@pytest.mark.parametrize("to", ["batch", "renorm"])
+def test_no_ghost_stays_behind(to: Any) -> None:
+    """From one kind to the next: the whole batch shares its statistics again."""
+    x = torch.randn(8, 3)
+    model = evenorm.convert(evenorm.convert(nn.Sequential(nn.BatchNorm1d(3)), "ghost", virtual_batch_size=2), to)
+    torch.testing.assert_close(model.train()(x), nn.BatchNorm1d(3)(x))
+    native = evenorm.convert(nn.Sequential(evenorm.GhostBatchNorm1d(3, 2)), to)
+    torch.testing.assert_close(native.train()(x), nn.BatchNorm1d(3)(x))
 
 
 @pytest.mark.parametrize(("to", "kind"), [("group", evenorm.GroupNorm), ("layer", evenorm.LayerNorm2d)])

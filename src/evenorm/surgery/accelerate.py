@@ -9,6 +9,7 @@ from torch import nn
 
 from evenorm.layers import Layer
 from evenorm.surgery.change import become, restore
+from evenorm.surgery.freeze import unfreeze
 from evenorm.surgery.fuse import fuse
 from evenorm.surgery.proof import Inputs, ProofError, observe, prove, widened
 from evenorm.surgery.recognize import recognize
@@ -77,7 +78,7 @@ def _replace(model: nn.Module, report: SurgeryReport) -> None:
 
 
 def revert(model: nn.Module, *, inplace: bool = True, report: bool = False) -> Any:
-    """Make every layer what it was before :func:`accelerate`.
+    """Make every layer what it was before :func:`accelerate`, :func:`convert` or :func:`freeze`.
 
     Args:
         model: the model that was changed; parameters trained since keep their values.
@@ -94,6 +95,7 @@ def revert(model: nn.Module, *, inplace: bool = True, report: bool = False) -> A
     found = SurgeryReport("revert")
     target = model if inplace else copy.deepcopy(model)
     with atomic(target):
+        unfreeze(target)
         for path, module in target.named_modules():
             became = restore(module)
             if became is not None:

@@ -16,6 +16,7 @@ from evenorm.layers.remembering import BatchLayer
 from evenorm.pattern import Pattern
 from evenorm.statistics import Accumulated, Composed, Frozen, PerDomain, Renorm, Statistics, Synced
 from evenorm.surgery.change import become
+from evenorm.surgery.freeze import FROZEN
 from evenorm.surgery.kinds import axes_of, fused_kind, ghost_kind, plain_kind
 from evenorm.surgery.proof import Inputs, ProofError, observe, prove, widened
 from evenorm.surgery.record import record
@@ -29,6 +30,7 @@ Target = Literal["batch", "sync", "ghost", "renorm", "frozen", "group", "layer",
 """What batch normalization is converted to; ``"weights"`` removes weight and spectral normalization instead."""
 
 _MOST_GROUPS = 32
+_WHOLE = Pattern.parse("[n] c [...]")
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ def _convert(path: str, layer: nn.Module, to: Target | Statistics, settings: _Se
 
 def _why_not(layer: Any, to: Target | Statistics, settings: _Settings) -> str | None:
     base = getattr(nn.modules.batchnorm, type(layer).__name__, None)
+    if FROZEN in layer.__dict__:
+        return "it is frozen; unfreeze() it first"
     if not isinstance(layer, Layer) and type(layer) is not base:
         return "it is a class of its own, whose forward may do more than batch normalization"
     if to in ("group", "layer"):
@@ -167,8 +171,10 @@ def _become_what(layer: Any, to: Target | Statistics, settings: _Settings) -> tu
     if to == "layer":
         shape = {"normalized_shape": (layer.num_features,), "elementwise_affine": layer.affine}
         return layers.LayerNorm2d, {**shape, "_buffers": {}, **_without_history(layer)}
+    # A ghost batch's own pattern must not stay behind.
+    whole = {"pattern": _WHOLE} if "pattern" in layer.__dict__ else {}
     if to == "sync":
-        return layers.SyncBatchNorm, {"chosen": Synced(settings.process_group), "thawed": None}
+        return layers.SyncBatchNorm, {"chosen": Synced(settings.process_group), "thawed": None, **whole}
     axes = settings.axes[layer]
     if to == "ghost":
         size = settings.virtual_batch_size
@@ -176,11 +182,16 @@ def _become_what(layer: Any, to: Target | Statistics, settings: _Settings) -> tu
         return ghost_kind(axes), {"virtual_batch_size": size, "pattern": pattern, "chosen": None, "thawed": None}
     if to == "batch":
         plain = epilogue == Epilogue()
-        return (plain_kind if plain else fused_kind)(axes), {"chosen": None, "thawed": None}
+        return (plain_kind if plain else fused_kind)(axes), {"chosen": None, "thawed": None, **whole}
     statistics: Any = {"renorm": Renorm(), "frozen": Frozen()}.get(to) if isinstance(to, str) else to
     # What windows and domains add to the buffers stays out of the original ones.
     more = {"_buffers": dict(layer._buffers), "_non_persistent_buffers_set": set(layer._non_persistent_buffers_set)}
-    return fused_kind(axes), {"chosen": statistics, "thawed": None, **(more if _has_window(statistics) else {})}
+    return fused_kind(axes), {
+        "chosen": statistics,
+        "thawed": None,
+        **whole,
+        **(more if _has_window(statistics) else {}),
+    }
 
 
 def _without_history(layer: nn.Module) -> dict[str, Any]:

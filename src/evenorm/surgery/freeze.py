@@ -19,12 +19,12 @@ from evenorm.surgery.recognize import recognize
 from evenorm.surgery.report import SurgeryReport
 from evenorm.surgery.snapshot import atomic
 
-__all__ = ["Part", "freeze", "unfreeze"]
+__all__ = ["FROZEN", "Part", "freeze", "unfreeze"]
 
 Part = Literal["both", "statistics", "affine"]
 """What is frozen: the running statistics, weight and bias, or both."""
 
-_FROZEN = "_evenorm_frozen"
+FROZEN = "_evenorm_frozen"
 
 
 @dataclass
@@ -73,7 +73,7 @@ def freeze(
     target = model if inplace else copy.deepcopy(model)
     with atomic(target):
         for path, layer in list(target.named_modules()):
-            if is_normalizer(layer) and _FROZEN not in layer.__dict__ and (where is None or where(path, layer)):
+            if is_normalizer(layer) and FROZEN not in layer.__dict__ and (where is None or where(path, layer)):
                 _freeze(path, layer, part, found)
     return (target, found) if report else target
 
@@ -95,7 +95,7 @@ def _freeze(path: str, layer: nn.Module, part: Part, report: SurgeryReport) -> N
         if trained:
             report.did(path, name, f"{' and '.join(trained)} frozen", "affines frozen")
     if before.kind is not None or before.trained:
-        layer.__dict__[_FROZEN] = before
+        layer.__dict__[FROZEN] = before
 
 
 def _freeze_statistics(layer: nn.Module, before: _Before) -> str | None:
@@ -137,7 +137,7 @@ def unfreeze(model: nn.Module, *, inplace: bool = True, report: bool = False) ->
     target = model if inplace else copy.deepcopy(model)
     with atomic(target):
         for path, layer in list(target.named_modules()):
-            before: _Before | None = layer.__dict__.pop(_FROZEN, None)
+            before: _Before | None = layer.__dict__.pop(FROZEN, None)
             if before is None:
                 continue
             name = type(layer).__name__
