@@ -353,6 +353,8 @@ def examine(
     fix: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Make the safe fixes; write the weights as safetensors.")
     ] = None,
+    table: Annotated[bool, typer.Option("--table", help="Show each normalizer's figures on the batch instead.")] = False,
+    advise: Annotated[bool, typer.Option("--advise", help="Say which normalizer the model calls for instead.")] = False,
     rules: Annotated[bool, typer.Option("--rules", help="List the rules.")] = False,
     explain: Annotated[str | None, typer.Option(metavar="EN112", help="Explain a rule.")] = None,
 ) -> None:
@@ -370,6 +372,6 @@ def examine(
         raise typer.BadParameter("name a model, for example mypackage.models:build")
     given = command.Arguments(
         *(target, input, loader, optimizer, state_dict, reference, config, intent, causal, batch_size),
-        *(select, ignore, format, fix),
+        *(select, ignore, format, fix, table, advise),
     )
     raise typer.Exit(command.run(given))

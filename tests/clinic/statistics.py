@@ -148,8 +148,8 @@ def an_ema_of_the_parameters(health: Health) -> Examination:
             for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
                 slow.lerp_(fast, 0.1)
             if health == "healed":
-                for slow, fast in zip(average.buffers(), model.buffers(), strict=True):
-                    slow.copy_(fast)
+                for kept, moved in zip(average.buffers(), model.buffers(), strict=True):
+                    kept.copy_(moved)
     return examine(average.eval(), next(rows(1, 256))[0], reference=model, intent="infer")
 
 

@@ -14,10 +14,13 @@ from rich.text import Text
 
 from evenorm.doctor import loading
 from evenorm.doctor.examination import Examination
-from evenorm.doctor.examine import examine
+from evenorm.doctor.advice import advise
+from evenorm.doctor.examine import admit, judge
 from evenorm.doctor.formats import github, html, json, sarif
-from evenorm.doctor.rule import HEADINGS, rules
+from evenorm.doctor.rule import HEADINGS, rules, selected
 from evenorm.doctor.settings import Settings
+from evenorm.doctor.subject import Subject
+from evenorm.doctor.table import table
 
 __all__ = ["Arguments", "explain_rule", "list_rules", "run"]
 
@@ -43,6 +46,8 @@ class Arguments:
     ignore: Sequence[str]
     format: str
     fix: Path | None
+    table: bool
+    advise: bool
 
 
 def run(arguments: Arguments) -> int:
@@ -51,7 +56,12 @@ def run(arguments: Arguments) -> int:
         if arguments.format not in ("text", *DOCUMENTS):
             raise ValueError(f"--format: expected text, {', '.join(DOCUMENTS)}; got {arguments.format!r}")
         model = loading.model(arguments.target)
-        found = examine(model, **_given(arguments, model))
+        settings = Settings.near(Path.cwd())
+        subject = admit(model, **_given(arguments, settings, model))
+        if arguments.table or arguments.advise:
+            return _shown(subject, arguments)
+        asked = selected(arguments.select or settings.select, (*settings.ignore, *arguments.ignore))
+        found = judge(subject, asked, settings.ignore_paths)
     except (ValueError, TypeError) as fault:
         sys.stderr.write(f"{fault}\n")
         return WRONG_ARGUMENTS
@@ -61,9 +71,21 @@ def run(arguments: Arguments) -> int:
     return 0 if found.ok else FOUND
 
 
-def _given(arguments: Arguments, model: Any) -> dict[str, Any]:
-    """The arguments of ``examine``."""
-    settings = Settings.near(Path.cwd())
+def _shown(subject: Subject, arguments: Arguments) -> int:
+    """Print the table or the advice instead of the findings."""
+    if subject.trace is None or subject.trace.failure is not None:
+        raise ValueError("\n".join(subject.notes) or "--table and --advise need a batch: --input 8,3,224,224")
+    passed = subject.trace
+    parts = [table(passed.calls, passed.gradients, passed.updates)] if arguments.table else advise(subject)
+    if arguments.format == "json":
+        sys.stdout.write(json.text([part.to_dict() for part in parts]) + "\n")
+    else:
+        Console(soft_wrap=True).print(*parts, sep="\n")
+    return 0
+
+
+def _given(arguments: Arguments, settings: Settings, model: Any) -> dict[str, Any]:
+    """The arguments of ``admit``."""
     optimizer = arguments.optimizer and loading.named("--optimizer", arguments.optimizer)(model)
     loader = arguments.loader and loading.named("--loader", arguments.loader)
     return {
@@ -76,9 +98,6 @@ def _given(arguments: Arguments, model: Any) -> dict[str, Any]:
         "intent": arguments.intent or settings.intent,
         "causal": arguments.causal or settings.causal,
         "batch_size": arguments.batch_size or settings.batch_size,
-        "select": arguments.select or settings.select,
-        "ignore": (*settings.ignore, *arguments.ignore),
-        "ignore_paths": settings.ignore_paths,
     }
 
 

@@ -14,9 +14,10 @@ from evenorm.doctor.examination import Examination
 from evenorm.doctor.finding import SEVERITIES, Finding, Place, Symptom
 from evenorm.doctor.inputs import Inputs
 from evenorm.doctor.rule import Rule, selected
-from evenorm.doctor.subject import Intent, Subject, brief
+from evenorm.doctor.subject import Intent, Subject
+from evenorm.surgery.loading import brief
 
-__all__ = ["examine", "judge"]
+__all__ = ["admit", "examine", "judge"]
 
 
 def examine(
@@ -63,13 +64,9 @@ def examine(
     >>> [(finding.code, finding.severity, finding.path) for finding in found]
     [('EN112', 'error', '1')]
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"examine: expected a torch.nn.Module, got {type(model).__name__}; pass the model itself")
-    if intent not in ("train", "finetune", "infer", "export"):
-        raise ValueError(f"examine: intent must be 'train', 'finetune', 'infer' or 'export', got {intent!r}")
-    subject = Subject(
-        getattr(model, "_orig_mod", model),
-        None if batch is None else Inputs.of(batch),
+    subject = admit(
+        model,
+        batch,
         loader=loader,
         optimizer=optimizer,
         state_dict=state_dict,
@@ -80,6 +77,22 @@ def examine(
         batch_size=batch_size,
     )
     return judge(subject, selected(select, ignore), ignore_paths or {})
+
+
+def admit(model: nn.Module, batch: Any = None, *, intent: Intent = "train", **given: Any) -> Subject:
+    """The subject of an examination, from the arguments of :func:`examine`.
+
+    Raises:
+        TypeError: the model is no module.
+        ValueError: an unknown intent.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"examine: expected a torch.nn.Module, got {type(model).__name__}; pass the model itself")
+    if intent not in ("train", "finetune", "infer", "export"):
+        raise ValueError(f"examine: intent must be 'train', 'finetune', 'infer' or 'export', got {intent!r}")
+    inputs = None if batch is None else Inputs.of(batch)
+    # A compiled model's own module is examined, uncompiled.
+    return Subject(getattr(model, "_orig_mod", model), inputs, intent=intent, **given)
 
 
 def judge(subject: Subject, asked: Sequence[Rule], ignore_paths: Mapping[str, Sequence[str]]) -> Examination:

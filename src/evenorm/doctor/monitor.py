@@ -19,6 +19,7 @@ from evenorm.doctor.record import Forward, Record, SiteCall, Step
 from evenorm.doctor.rule import selected
 from evenorm.doctor.sites import Site, find_sites, versions
 from evenorm.doctor.subject import Subject
+from evenorm.doctor.table import Table, gradient_norms, table
 from evenorm.doctor.trace import observed
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Monitor:
         self._outer: int | None = None
         self._counts: dict[str, int] = {}
         self._detailed = True
+        self.steps = 0
         self._started = self._spent = 0.0
 
     def __enter__(self) -> Self:
@@ -89,6 +91,11 @@ class Monitor:
         self._count(step)
         begun = time.perf_counter()
         step.finite = self._finite()
+        if not step.finite and self.record.first_broken is None:
+            self.record.first_broken = self.steps
+        if self._detailed:
+            step.gradients = gradient_norms(self.sites)
+        self.steps += 1
         self.record.steps.append(step)
         if len(self.record.steps) > KEPT:
             del self.record.steps[KEPT // 2]
@@ -106,6 +113,21 @@ class Monitor:
         """
         subject = Subject(self.model, optimizer=self.optimizer, record=self.record, **options)
         return judge(subject, selected(select, ignore), {})
+
+    def table(self) -> Table:
+        """The newest step that was measured in detail: print it, or ask ``to_dict()`` and ``html()``."""
+        for step in reversed(self.record.steps):
+            if step.details:
+                return table(step.details, step.gradients, step.updates)
+        return table(self.record.tail.details, {}, self.record.tail.updates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table, the number of steps, and the first of them whose gradients were not finite."""
+        return {"steps": self.steps, "first non-finite step": self.record.first_broken, **self.table().to_dict()}
+
+    def html(self) -> str:
+        """The table as a page of its own."""
+        return self.table().html()
 
     def _enter(self, model: nn.Module, args: Any) -> None:
         forwards = self.record.tail.forwards

@@ -58,6 +58,7 @@ class Step:
         calls: of the normalizers, in order.
         updates: how often each site's running statistics moved, by path; sites that did not move are left out.
         details: the calls with their batch moments, at the steps that were measured in detail.
+        gradients: norms of the normalizers' gradients, at the steps that were measured in detail.
         finite: whether the gradients of the normalizers' parameters were finite.
     """
 
@@ -65,6 +66,7 @@ class Step:
     calls: list[SiteCall] = field(default_factory=list)
     updates: dict[str, int] = field(default_factory=dict)
     details: list[Call] = field(default_factory=list)
+    gradients: dict[str, float] = field(default_factory=dict)
     finite: bool = True
 
 
@@ -72,13 +74,15 @@ class Step:
 class Record:
     """The steps in order; what followed the last one is the tail.
 
-    ``missing`` and ``unexpected`` are the keys that checkpoints lacked, or had in excess, that were loaded meanwhile.
+    ``missing`` and ``unexpected`` are the keys that checkpoints lacked, or had in excess, that were loaded meanwhile;
+    ``first_broken`` is the number of the first step whose gradients were not finite.
     """
 
     steps: list[Step] = field(default_factory=list)
     tail: Step = field(default_factory=Step)
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    first_broken: int | None = None
 
     def __iter__(self) -> Iterator[Step]:
         """All steps, and the tail."""

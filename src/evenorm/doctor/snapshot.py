@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["Snapshot", "undisturbed"]
 
@@ -38,7 +39,7 @@ class Snapshot:
 
     def _keep(self, value: Any, depth: int) -> None:
         if isinstance(value, Tensor):
-            if id(value) not in self._tensors:
+            if id(value) not in self._tensors and not is_lazy(value):
                 grad = value.grad if value.is_leaf else None
                 self._tensors[id(value)] = (value, value.detach().clone(), value.requires_grad, grad)
                 if grad is not None:

@@ -7,12 +7,17 @@ from typing import Any
 
 from evenorm.doctor.examination import Examination
 
-__all__ = ["document", "plain"]
+__all__ = ["document", "plain", "text"]
 
 
 def document(examination: Examination) -> str:
     """``to_dict()`` as JSON; numbers that JSON lacks become text."""
-    return json.dumps(plain(examination.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
+    return text(examination.to_dict())
+
+
+def text(value: Any) -> str:
+    """Plain values as JSON."""
+    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def plain(value: Any) -> Any:

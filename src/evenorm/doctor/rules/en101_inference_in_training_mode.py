@@ -64,7 +64,8 @@ def _standing(subject: Subject) -> Iterator[Symptom]:
 def _running(subject: Subject) -> Iterator[Symptom]:
     """Passes without gradients, once training has begun, in which a batch norm used the batch."""
     assert subject.record is not None
-    batch = {site.path for site in subject.sites if site.kind == "batch" and site.remembers}
+    norms = [site for site in subject.sites if site.kind == "batch" and site.remembers]
+    batch = {site.path for site in norms if site.uses_batch(training=True)}
     begun, passes, path = False, 0, ""
     for step in subject.record:
         guilty = [

@@ -50,7 +50,8 @@ def check(subject: Subject) -> Iterator[Symptom]:
 
 
 def _running(subject: Subject, record: Record) -> Iterator[Symptom]:
-    paths = {site.path for site in subject.sites if site.remembers and site.kind == "batch"}
+    norms = [site for site in subject.sites if site.kind == "batch" and site.remembers]
+    paths = {site.path for site in norms if site.uses_batch(training=True)}
     warming, unused, first = 0, 0, ""
     begun = False
     for step in record.steps:

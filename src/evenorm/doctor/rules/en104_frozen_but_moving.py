@@ -12,7 +12,7 @@ Instead:
     ``eval()`` on the frozen batch norms after every ``model.train()``, or ``evenorm.freeze``, which survives it.
 
 Fix:
-    ``eval()`` on these batch norms.
+    ``evenorm.freeze`` for the part.
 
 References:
     pytorch/pytorch#86590, chemprop/chemprop#952, isht7/pytorch-deeplab-resnet#39; on purpose, in momentum encoders:
@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from evenorm.doctor.finding import Fix, Severity, Symptom
 from evenorm.doctor.rule import Specimen
-from evenorm.doctor.sites import Site
 from evenorm.doctor.subject import Subject
+from evenorm.surgery import freeze
 
 severity: Severity = "warning"
 
@@ -52,13 +52,8 @@ def check(subject: Subject) -> Iterator[Symptom]:
             f"all parameters are frozen, but the statistics of {len(sites)} batch norms move with every batch",
             "call eval() on them after every model.train()",
             {"batch norms": len(sites), "first": sites[0].path},
-            Fix(f"[m.eval() for m in model.get_submodule({path!r}).modules()]", partial(_still, sites)),
+            Fix(f"evenorm.freeze(model.get_submodule({path!r}))", partial(freeze, part)),
         )
-
-
-def _still(sites: list[Site]) -> None:
-    for site in sites:
-        site.module.eval()
 
 
 def frozen_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

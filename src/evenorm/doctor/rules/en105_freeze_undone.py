@@ -11,7 +11,7 @@ Instead:
     Freeze after every ``train()``, override ``train`` in the model, or use ``evenorm.freeze``, which survives it.
 
 Fix:
-    None in place: the class needs it.
+    ``evenorm.freeze`` for these layers.
 
 References:
     pgniewko/gt-pyg#112, poppinace/indexnet_matting#35, Lightning-AI/pytorch-lightning#21531 #20629 #14277 #13902
@@ -20,21 +20,24 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evenorm.doctor.finding import Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
+from evenorm.surgery import freeze
 
 severity: Severity = "error"
 
 
 def check(subject: Subject) -> Iterator[Symptom]:
     """Call ``train()`` and see who wakes; in a loop, see who woke."""
-    still = [s for s in subject.sites if s.kind == "batch" and s.remembers and _frozen(s.module)]
+    norms = [s for s in subject.sites if s.kind == "batch" and s.remembers and s.uses_batch(training=True)]
+    still = [site for site in norms if _frozen(site.module)]
     if not still or not subject.trains:
         return
     if subject.record is not None:
@@ -45,7 +48,8 @@ def check(subject: Subject) -> Iterator[Symptom]:
                     seen[call.path].append(call.training)
         woken = [path for path, modes in seen.items() if False in modes and True in modes[modes.index(False) :]]
         if woken:
-            yield _symptom(woken, "stood in evaluation mode for some steps and in training mode for later ones", None)
+            what = "stood in evaluation mode for some steps and in training mode for later ones"
+            yield _symptom(subject, woken, what, None)
         return
     asleep = [site for site in still if not site.training]
     if not asleep or not subject.model.training:
@@ -54,15 +58,17 @@ def check(subject: Subject) -> Iterator[Symptom]:
         model.train()
         woken = [site.path for site in asleep if site.training and site.uses_batch()]
     if woken:
-        yield _symptom(woken, "stand in evaluation mode; the next model.train() undoes it", "warning")
+        yield _symptom(subject, woken, "stand in evaluation mode; the next model.train() undoes it", "warning")
 
 
-def _symptom(paths: list[str], what: str, severity: Severity | None) -> Symptom:
+def _symptom(subject: Subject, paths: list[str], what: str, severity: Severity | None) -> Symptom:
+    heal = partial(freeze, subject.model, where=lambda path, layer: path in paths)
     return Symptom(
         paths[0],
         f"{len(paths)} frozen batch norms {what}",
-        "freeze them after every train(), or override train() in the model",
+        "freeze them after every train(), override train(), or use evenorm.freeze",
         {"batch norms": len(paths)},
+        Fix(f"evenorm.freeze(model, where=lambda path, layer: path in {paths})", heal),
         severity=severity,
     )
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -32,6 +31,7 @@ from evenorm.doctor.finding import Fix, Severity, Symptom
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.sites import Site
 from evenorm.doctor.subject import Subject
+from evenorm.surgery import fix_momentum
 
 severity: Severity = "error"
 
@@ -50,16 +50,10 @@ def check(subject: Subject) -> Iterator[Symptom]:
             f"{len(sites)} layers",
             f"write momentum={meant:g} if {momentum:g} of the past should stay",
             {"momentum": momentum, "past kept per step": meant, "layers": len(sites)},
-            Fix("evenorm.fix_momentum(model)", partial(_set, sites, meant)),
+            Fix("evenorm.fix_momentum(model)", partial(fix_momentum, subject.model)),
             # Where nothing trains, nothing is averaged.
             severity=None if subject.trains else "info",
         )
-
-
-def _set(sites: list[Site], momentum: float) -> None:
-    for site in sites:
-        module: Any = site.module
-        module.momentum = momentum
 
 
 def ailing() -> Iterator[Specimen]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from evenorm.doctor.finding import Fix, Severity, Symptom
 from evenorm.doctor.probes.dead_bias import dead_biases
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
+from evenorm.surgery import drop_dead_bias
 
 severity: Severity = "info"
 
@@ -41,27 +41,16 @@ def check(subject: Subject) -> Iterator[Symptom]:
     if not subject.trains:
         return
     found = subject.probe(dead_biases)
-    shared = [dead.norm for dead in found]
     for dead in found:
-        alone = shared.count(dead.norm) == 1
+        assert subject.inputs is not None
+        example = dict(subject.inputs.kwargs) or subject.inputs.args
         yield Symptom(
             dead.path,
             f"the bias has no effect: {dead.norm or 'the normalizer'} subtracts it again",
             "build the layer with bias=False",
             {"gradient of the bias, of the weight's": dead.ratio, "normalizer": dead.norm},
-            Fix("evenorm.drop_dead_bias(model)", partial(_drop, subject.model, dead.path, dead.norm))
-            if alone
-            else None,
+            Fix("evenorm.drop_dead_bias(model, batch)", partial(drop_dead_bias, subject.model, example)),
         )
-
-
-def _drop(model: nn.Module, path: str, norm: str) -> None:
-    """Take the bias out, and out of the running mean that has it."""
-    layer: Any = model.get_submodule(path)
-    mean = getattr(model.get_submodule(norm), "running_mean", None)
-    if mean is not None:
-        mean.sub_(layer.bias.detach())
-    layer.bias = None
 
 
 class _Attention(nn.Module):

@@ -1,0 +1,137 @@
+"""A table of a model's normalizers: mode, running against batch statistics, activations, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evenorm.doctor.formats.html import framed
+from evenorm.doctor.formats.text import shown
+from evenorm.doctor.sites import Site
+from evenorm.doctor.trace import Call
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+__all__ = ["Row", "Table", "gradient_norms", "table"]
+
+HEADINGS = {
+    "path": "path",
+    "kind": "kind",
+    "mode": "mode",
+    "values": "values per statistic",
+    "mean": "mean",
+    "deviation": "std",
+    "saturated": "saturated",
+    "running": "running vs. batch",
+    "gradients": "gradient norms",
+    "updates": "updates",
+}
+# Beyond so many standard deviations a sigmoid or tanh is flat.
+SATURATED = 3.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One normalizer.
+
+    Attributes:
+        mean, deviation, saturated: of its input; the share beyond three standard deviations of 1, where a sigmoid
+            or tanh would be flat.
+        running: distance of the running means from the batch's, in the batch's standard deviations, middle channel.
+        gradients: norm of the gradient by parameter.
+        updates: of the running statistics, in the pass or since the step before.
+    """
+
+    path: str
+    kind: str
+    mode: str
+    values: int
+    mean: float
+    deviation: float
+    saturated: float
+    running: float | None
+    gradients: dict[str, float]
+    updates: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows, in the order of the calls."""
+
+    rows: tuple[Row, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"layers": [asdict(row) for row in self.rows]}
+
+    def cells(self) -> list[list[str]]:
+        """Text, row by row."""
+        return [[_cell(getattr(row, name)) for name in HEADINGS] for row in self.rows]
+
+    def html(self) -> str:
+        """A page of its own."""
+        head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS.values())
+        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.cells())
+        return framed("Normalization layers", f"<table><tr>{head}</tr>{body}</table>")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table as Grid
+
+        grid = Grid(*HEADINGS.values(), box=None)
+        for row in self.cells():
+            grid.add_row(*row)
+        yield grid
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown(number)}" for name, number in value.items())
+    return "" if value is None else shown(value)
+
+
+def table(calls: Iterable[Call], gradients: dict[str, float], updates: dict[str, int]) -> Table:
+    """The table of the last call of each site."""
+    last: dict[str, Call] = {call.site.path: call for call in calls if not call.recomputed}
+    return Table(tuple(_row(call, gradients, updates.get(path, 0)) for path, call in last.items()))
+
+
+def _row(call: Call, gradients: dict[str, float], updates: int) -> Row:
+    site = call.site
+    x = call.x.float()
+    prefix = f"{site.path}." if site.path else ""
+    return Row(
+        path=site.path,
+        kind=site.kind,
+        mode="training" if call.training else "evaluation",
+        values=call.values,
+        mean=float(x.mean()),
+        deviation=float(x.std(correction=0)),
+        saturated=float((x.abs() > SATURATED).float().mean()),
+        running=_distance(site, call),
+        gradients={name: gradients[prefix + name] for name in site.parameters if prefix + name in gradients},
+        updates=updates,
+    )
+
+
+def _distance(site: Site, call: Call) -> float | None:
+    mean = site.running_mean
+    if mean is None or call.mean is None or call.variance is None or mean.shape != call.mean.shape:
+        return None
+    return float(((mean.to(call.mean) - call.mean).abs() * (call.variance + 1e-12).rsqrt()).median())
+
+
+def gradient_norms(sites: Sequence[Site]) -> dict[str, float]:
+    """Norms of the gradients that lie in ``.grad`` now."""
+    named: dict[str, Tensor] = {}
+    for site in sites:
+        for name, parameter in site.parameters.items():
+            if parameter.grad is not None:
+                named[f"{site.path}.{name}" if site.path else name] = parameter.grad
+    norms = torch._foreach_norm(list(named.values())) if named else []
+    return {name: float(norm) for name, norm in zip(named, norms, strict=True)}
