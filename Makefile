@@ -14,7 +14,7 @@ SHOWN := identity batchmates redundant-bias
 FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*.json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench readme-figures screenshots test test-all check clean
+.PHONY: help demo bench readme-figures screenshots test test-all check clean clinic
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ screenshots: $(READY) ## pictures of the explorer and of a lab report in build/s
 	$(BIN)/evenorm lab run $(SHOWN) --store build/lab
 	$(BIN)/evenorm lab report $(SHOWN) --store build/lab --output build/lab.html
 	$(BIN)/python tests/screenshots.py build/screenshots build/explorer.html build/lab.html
+
+clinic: $(READY) ## the doctor on scripts after public threads: recall and precision
+	PYTHONPATH=tests $(BIN)/python -m clinic
 
 test: $(READY) ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from evenorm.doctor import loading
-from evenorm.doctor.examination import Examination
 from evenorm.doctor.advice import advise
+from evenorm.doctor.examination import Examination
 from evenorm.doctor.examine import admit, judge
 from evenorm.doctor.formats import github, html, json, sarif
 from evenorm.doctor.rule import HEADINGS, rules, selected
