@@ -110,7 +110,7 @@ def test_the_slope_of_a_linear_map_is_its_largest_singular_value() -> None:
 
 def test_neither_player_gets_the_others_gradient() -> None:
     torch.manual_seed(0)
-    game = gan.Game(gan.network(gan.NOISE, 2, identity), gan.network(2, 1, identity))
+    game = gan.Game(gan.network(gan.NOISE, 2, identity, identity), gan.network(2, 1, identity, identity))
     pair, nothing = next(gan.pairs(1, 0))
     gan.loss(game(pair), nothing).backward()
     made = game.generator(pair[:, : gan.NOISE])
