@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from evenorm.doctor.finding import Fix
 from evenorm.doctor.sites import Site
 
-__all__ = ["assigned", "filled", "fused", "spelled", "with_eps"]
+__all__ = ["assigned", "filled", "fused", "put_back", "spelled", "with_eps"]
 
 
 def spelled(path: str) -> str:
@@ -40,6 +41,20 @@ def _fill(site: Site, value: float) -> None:
     with torch.no_grad():
         if site.weight is not None:
             site.weight.fill_(value)
+
+
+def put_back(model: nn.Module, before: Site, after: Site) -> Fix | None:
+    """A layer as it was before it was exchanged, with today's tensors; ``None`` for the model itself."""
+    if not after.path:
+        return None
+    call = f"model.set_submodule({after.path!r}, reference.get_submodule({after.path!r}))"
+    return Fix(call, partial(_put_back, model, before, after))
+
+
+def _put_back(model: nn.Module, before: Site, after: Site) -> None:
+    module = copy.deepcopy(before.module)
+    module.load_state_dict(after.module.state_dict(), strict=False)
+    model.set_submodule(after.path, module.train(after.module.training))
 
 
 def fused(module: nn.Module) -> Fix | None:

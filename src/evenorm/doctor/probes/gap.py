@@ -78,5 +78,10 @@ def _gap(site: Site, calls: list[tuple[Tensor, Tensor, int]]) -> Gap:
     shift = (site.running_mean.double() - total.mean).abs() / spread
     scale = (site.running_var.double().clamp_min(1e-30) / variance).log().abs()
     between = torch.stack([mean.double() for mean, _, _ in calls]).std(0) / spread
-    middle = [float(t.median()) for t in (shift, scale, between)]
-    return Gap(*(value if math.isfinite(value) else math.inf for value in middle), len(calls))
+    return Gap(_middle(shift), _middle(scale), _middle(between), len(calls))
+
+
+def _middle(channels: Tensor) -> float:
+    """NaN is as far as it gets."""
+    value = float(channels.median())
+    return value if math.isfinite(value) else math.inf

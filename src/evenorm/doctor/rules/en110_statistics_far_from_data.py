@@ -81,6 +81,7 @@ def _recalibrate(subject: Subject) -> None:
     def call(model: nn.Module, item: Any) -> Any:
         return Inputs.loaded(item, model)(model)
 
+    assert subject.loader is not None
     recalibrate(subject.model, subject.loader, call, progress=False)
 
 
@@ -92,12 +93,13 @@ def _loader(scale: float) -> Any:
 
 
 def _trained(steps: int, shift: float = 0.0) -> nn.Module:
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    linear = nn.Linear(4, 8)
+    model = nn.Sequential(linear, nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _ in range(steps):
             model(torch.randn(32, 4, generator=generator))
-        model[0].bias += shift
+        linear.bias.add_(shift)
     return model.eval()
 
 

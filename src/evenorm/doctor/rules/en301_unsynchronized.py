@@ -70,7 +70,7 @@ def _loader(samples: int, per_process: int, replicas: int) -> Any:
     data = TensorDataset(torch.randn(samples, 4))
     if replicas == 1:
         return lambda model: {"loader": DataLoader(data, per_process)}
-    sampler = DistributedSampler(data, num_replicas=replicas, rank=0)
+    sampler: Any = DistributedSampler(data, num_replicas=replicas, rank=0)
     return lambda model: {"loader": DataLoader(data, per_process, sampler=sampler)}
 
 

@@ -21,14 +21,13 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from evenorm.doctor.finding import Severity, Symptom
-from evenorm.doctor.handwritten import HandLayerNorm, HandRMSNorm
+from evenorm.doctor.handwritten import FrozenBatchNorm2d, HandLayerNorm, HandRMSNorm
 from evenorm.doctor.mending import with_eps
 from evenorm.doctor.probes.precision import precision
 from evenorm.doctor.rule import Specimen
@@ -62,23 +61,6 @@ def check(subject: Subject) -> Iterator[Symptom]:
         )
 
 
-class Frozen(nn.Module):
-    """A frozen batch norm by hand, after torchvision's before 0.6."""
-
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
-            self.register_buffer(name, torch.full((channels,), value))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale and shift."""
-        buffers: dict[str, Any] = self._buffers
-        scale = buffers["weight"] * (buffers["running_var"] + self.eps).rsqrt()
-        shift = buffers["bias"] - buffers["running_mean"] * scale
-        return x * scale[:, None, None] + shift[:, None, None]
-
-
 class Unit(nn.Module):
     """Rows of length √d, guarded against zero by torch."""
 
@@ -90,13 +72,13 @@ class Unit(nn.Module):
 def ailing() -> Iterator[Specimen]:
     """Without eps."""
     yield Specimen("an RMSNorm by hand", nn.Sequential(nn.Linear(4, 8), HandRMSNorm(8, eps=0.0)), torch.randn(2, 4))
-    yield Specimen("a frozen batch norm", nn.Sequential(nn.Conv2d(3, 8, 3), Frozen(8, eps=0.0)))
+    yield Specimen("a frozen batch norm", nn.Sequential(nn.Conv2d(3, 8, 3), FrozenBatchNorm2d(8, eps=0.0)))
     yield Specimen("torch's layer", nn.LayerNorm(8, eps=0.0))
 
 
 def healthy() -> Iterator[Specimen]:
     """With one, or with another guard."""
     yield Specimen("by hand", HandLayerNorm(8, eps=1e-12))
-    yield Specimen("frozen", nn.Sequential(nn.Conv2d(3, 8, 3), Frozen(8, eps=1e-5)))
+    yield Specimen("frozen", nn.Sequential(nn.Conv2d(3, 8, 3), FrozenBatchNorm2d(8, eps=1e-5)))
     yield Specimen("a length that is clamped", nn.Sequential(nn.Linear(4, 16), Unit()))
     yield Specimen("torch's RMSNorm, whose eps is None until it runs", nn.RMSNorm(8))
