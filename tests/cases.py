@@ -267,7 +267,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "Norm_sequence",
-        lambda: Norm("[n l] c", c=6, statistics=Cumulative()),
+        lambda: Norm("[n l] c", c=6, statistics=Cumulative("unbiased")),
         ((4, 5, 6), (2, 300, 6)),
         "[n l] c",
         remembered="[n l] c",

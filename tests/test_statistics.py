@@ -22,8 +22,7 @@ def batches(count: int) -> Tensor:
 
 
 def observe(statistics: Statistics, kept: History, batch: Tensor, training: bool = True) -> Tensor:
-    options = {"statistics": statistics, "history": kept, "history_axes": "c"}
-    return normalize(batch, "[n] c", training=training, **options)  # type: ignore[arg-type]
+    return normalize(batch, "[n] c", training=training, statistics=statistics, history=kept, history_axes="c")
 
 
 @given(st.floats(0, 1))
@@ -48,7 +47,7 @@ def test_cumulative_is_the_plain_average() -> None:
     kept = history()
     seen = batches(5)
     for batch in seen:
-        observe(Cumulative(), kept, batch)
+        observe(Cumulative("unbiased"), kept, batch)
     torch.testing.assert_close(kept.mean, seen.mean((0, 1)))
     torch.testing.assert_close(kept.variance, seen.var(1).mean(0))
 
@@ -56,13 +55,13 @@ def test_cumulative_is_the_plain_average() -> None:
 def test_cumulative_needs_a_counter() -> None:
     kept = history()._replace(updates=None)
     with pytest.raises(ValueError, match=r"Cumulative: .*num_batches_tracked"):
-        observe(Cumulative(), kept, batches(1)[0])
+        observe(Cumulative("unbiased"), kept, batches(1)[0])
     assert kept.mean.tolist() == [0, 0, 0]
 
 
 def test_frozen_normalizes_with_the_history_and_never_moves() -> None:
     kept = History(torch.randn(3).double(), torch.rand(3).double() + 0.5, torch.tensor(7))
-    before = [t.clone() for t in kept if t is not None]
+    before = [t.clone() for t in kept[:3] if t is not None]
     x = batches(1)[0]
     for training in (True, False):
         y = observe(Frozen(), kept, x, training)

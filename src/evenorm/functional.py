@@ -22,7 +22,7 @@ from evenorm.statistics import Batch, History, Source, Statistics, Tag, absorbed
 from evenorm.statistics.group import Group
 from evenorm.statistics.lockstep import Lane, current
 
-__all__ = ["compute", "normalize", "recomputing", "remember", "run"]
+__all__ = ["compute", "normalize", "recomputing", "remember", "run", "verify"]
 
 
 @overload
@@ -201,6 +201,22 @@ def run(
     return y, remember(recipe, observing, moments, caller)
 
 
+def verify(
+    recipe: Recipe,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    history: History | None,
+    training: bool,
+    caller: object,
+) -> None:
+    """Refuse a call that cannot be normalized; nothing is computed."""
+    pattern, axes = recipe.pattern.text, recipe.axes
+    if history is not None and recipe.statistics.remembers(training):
+        pattern, axes = recipe.remembered, recipe.remembered_axes
+    _check(recipe, pattern, axes, x, weight, bias, None, history, caller)
+
+
 def recomputing() -> bool:
     """Whether this call is a recomputation under activation checkpointing: it runs inside a backward pass."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
@@ -268,8 +284,8 @@ def _step(recipe: Recipe, source: Source, x: Tensor, history: History | None, ta
                 f"{caller}: exact gradients need all {source.window.window} micro-batches at once; run the step in "
                 f"evenorm.lockstep(step, batches), or choose Accumulated(…, gradients='approximate')"
             )
-        elif history is not None and history.window is not None:
-            past = history.copied().window
+        elif history is not None and (window := history.copied().window):
+            past = window.moments
     if source.renorm is not None:
         if history is None:
             raise ValueError(f"{caller}: Renorm needs a history to correct toward; give history=, or track statistics")
@@ -283,7 +299,7 @@ def _step(recipe: Recipe, source: Source, x: Tensor, history: History | None, ta
     if group is not None:
         tag = tag if history is None else tag._replace(updates=history.updates)
         number = tag.number(torch.empty(0, dtype=torch.float64, device=x.device))
-    return Step(group, number, None if past is None else past.moments, source.renorm, renormed, recomputing())
+    return Step(group, number, past, source.renorm, renormed, recomputing())
 
 
 def _check_total(whole: Moments, group: Group | None, least: int, caller: object) -> None:
@@ -306,7 +322,7 @@ def remember(recipe: Recipe, history: History, moments: Moments, caller: object)
         # The window came at once: one of its micro-batches writes it down.
         if not lane.leads:
             return None
-        history = history._replace(window=None)
+        history = history._replace(window=())
     kept = recipe.pattern.kept_names(moments.mean.dim())
     averaged = tuple(i for i, name in enumerate(kept) if name not in recipe.history)
     with torch.no_grad():

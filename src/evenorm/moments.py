@@ -91,6 +91,16 @@ class Moments:
         counts = [torch.as_tensor(p.count, dtype=p.mean.dtype, device=p.mean.device).expand_as(p.mean) for p in parts]
         return Moments(torch.cat(counts), torch.cat([p.mean for p in parts]), torch.cat([p.M2 for p in parts]))
 
+    def pooled(self, axes: tuple[int, ...]) -> Moments:
+        """The groups along some axes as one group each."""
+        if not axes:
+            return self
+        count = torch.as_tensor(self.count, dtype=self.mean.dtype, device=self.mean.device).expand(self.mean.shape)
+        total = count.sum(axes, keepdim=True)
+        mean = (count * self.mean).sum(axes, keepdim=True) / total.clamp_min(1)
+        between = (count * (self.mean - mean).square()).sum(axes)
+        return Moments(total.squeeze(axes), mean.squeeze(axes), self.M2.sum(axes) + between)
+
     def averaged(self, axes: tuple[int, ...], variance: str = "unbiased") -> tuple[Tensor, Tensor]:
         """Mean and variance, each averaged over some axes with the counts for weights.
 

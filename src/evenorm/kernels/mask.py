@@ -22,7 +22,7 @@ def split(mask: Tensor, binding: Binding) -> Tensor:
 def counts(mask: Tensor, binding: Binding, dtype: torch.dtype = torch.float64) -> Tensor:
     """Valid elements of each group, in the shape of the statistics."""
     valid = split(mask, binding)
-    repeated = prod(binding.shape[i] for i in binding.reduced if valid.shape[i] == 1)
+    repeated = prod([binding.shape[i] for i in binding.reduced if valid.shape[i] == 1])
     return (valid.sum(binding.reduced, dtype=dtype) * repeated).expand(binding.statistics_shape)
 
 

@@ -14,7 +14,7 @@ from evenorm.epilogue import Epilogue
 from evenorm.functional import compute, recomputing, remember
 from evenorm.layers.remembering import BatchLayer
 from evenorm.moments import Moments
-from evenorm.pattern import Pattern
+from evenorm.pattern import Binding, Pattern
 from evenorm.recipe import Recipe
 from evenorm.statistics import Accumulated, Composed, Statistics, Synced
 
@@ -115,9 +115,9 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
             return super().smallest(input, recipe)
         return recipe.pattern.with_sizes(n=tail), (tail, *input.shape[1:])
 
-    def _given_axes(self, recipe: Recipe, input: Tensor, given: Tensor) -> tuple[str, ...]:
+    def _bound(self, recipe: Recipe, input: Tensor) -> Binding:
         # Chunks of one divide every batch, and have the same axes.
-        return super()._given_axes(replace(recipe, pattern=recipe.pattern.with_sizes(n=1)), input, given)
+        return recipe.pattern.with_sizes(n=1).bind(input.shape)
 
     def _tail(self, input: Tensor) -> int:
         return input.shape[0] % self.virtual_batch_size if input.dim() else 0

@@ -16,11 +16,11 @@ from torch.nn.utils.rnn import PackedSequence
 from evenorm.affine import Affine
 from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
-from evenorm.functional import recomputing, run
+from evenorm.functional import recomputing, run, verify
 from evenorm.kernels import mask as masks
 from evenorm.layers.packed import padded, repacked
 from evenorm.operator import Straight
-from evenorm.pattern import Pattern, PatternError, naming
+from evenorm.pattern import Binding, Pattern, PatternError, naming
 from evenorm.recipe import Recipe
 from evenorm.statistics import Batch, History, PerDomain, Statistics, Tag
 
@@ -222,6 +222,14 @@ class Layer(nn.Module):
     ) -> Tensor:
         """One call of the engine; then, last of all, the history takes it in."""
         history, tag = self.history, None
+        plain = residual is None and mask is None and place is None and not torch.compiler.is_compiling()
+        if plain and weight is self.weight and bias is self.bias and recipe == self.recipe:
+            # The first call goes the way of all later ones: a recomputation must save what its call saved.
+            verify(recipe, input, weight, bias, history, self.training, self)
+            self._remember_way(input, recipe, history)
+            straight = self._straight(input)
+            if straight is not None:
+                return straight
         if place is not None and history is not None:
             history = history.of(place)
         kept = history
@@ -237,9 +245,6 @@ class Layer(nn.Module):
         )
         if kept is not None and after is not None:
             kept.become(after)
-        plain = residual is None and mask is None and place is None and not torch.compiler.is_compiling()
-        if plain and recipe == self.recipe:
-            self._remember_way(input, recipe, history)
         return y
 
     def _as_before(self, history: History | None) -> History | None:
@@ -264,11 +269,15 @@ class Layer(nn.Module):
         with naming(str(self)):
             if mask is not None and lengths is not None:
                 raise ValueError("give mask= or lengths=, which is its prefix form, and not both")
-            binding, features = recipe.pattern.bind(input.shape), self.scaling.axes
+            binding, features = self._bound(recipe, input), self.scaling.axes
             if lengths is not None:
                 return masks.from_lengths(lengths, input, binding, features)
             assert mask is not None
             return masks.lay(mask, input, binding, features)
+
+    def _bound(self, recipe: Recipe, input: Tensor) -> Binding:
+        """The pattern on an input, whose axes masks and parameters are laid on."""
+        return recipe.pattern.bind(input.shape)
 
     @property
     def _features_first(self) -> bool:
@@ -338,7 +347,7 @@ class Layer(nn.Module):
     def _given_axes(self, recipe: Recipe, input: Tensor, given: Tensor) -> tuple[str, ...]:
         if not isinstance(given, Tensor):
             raise TypeError(f"{self}: expected a tensor for scale and shift, got {type(given).__name__}")
-        binding = recipe.pattern.bind(input.shape)
+        binding = self._bound(recipe, input)
         own = recipe.affine.axes
         first = tuple(n for n, axis in zip(binding.names, binding.axes, strict=True) if axis == 0)
         sizes, batch = binding.sizes(own), input.shape[0]

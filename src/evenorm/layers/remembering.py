@@ -16,6 +16,7 @@ from evenorm.statistics import Batch, Cumulative, Frozen, History, PerDomain, Ru
 
 __all__ = ["BatchLayer", "Remembering"]
 
+_COUNTERS = ("num_batches_tracked", "num_batches_skipped", "num_values_seen")
 _WINDOW = ("window_values", "window_mean", "window_M2", "window_batches")
 
 
@@ -35,10 +36,11 @@ class Remembering(Layer):
         mean, variance = buffers.get("running_mean"), buffers.get("running_var")
         if mean is None or variance is None:
             return None
-        window = None
+        window: Window | tuple[()] = ()
         if buffers.get("window_values") is not None:
             window = Window(*(buffers[name] for name in _WINDOW))  # type: ignore[arg-type]
-        return History(mean, variance, buffers.get("num_batches_tracked"), buffers.get("num_batches_skipped"), window)
+        updates, skipped, seen = (buffers.get(name) for name in _COUNTERS)
+        return History(mean, variance, updates, skipped, seen, window)
 
     def freeze(self) -> None:
         """Normalize with the running statistics from now on, in training too, and leave them as they are.
@@ -84,6 +86,9 @@ class Remembering(Layer):
         self.num_batches_tracked = updates.expand(domains).clone()
         self.register_buffer("num_batches_skipped", torch.zeros_like(self.num_batches_tracked), persistent=False)
         members = [s for _, s in statistics.members] if isinstance(statistics, PerDomain) else [statistics]
+        if any(m is not None and getattr(m.flat().average, "variance", None) == "population" for m in members):
+            values = torch.zeros_like(self.running_mean, dtype=torch.float64)
+            self.register_buffer("num_values_seen", values, persistent=False)
         windows = [m.flat().window for m in members if m is not None]
         if any(w is not None and w.gradients == "approximate" for w in windows):
             for name, like in zip(_WINDOW, (mean, mean, mean, updates), strict=True):
@@ -97,7 +102,7 @@ class Remembering(Layer):
             self.running_mean.zero_()
             self.running_var.fill_(1)
             self.num_batches_tracked.zero_()
-        for name in ("num_batches_skipped", *_WINDOW):
+        for name in ("num_batches_skipped", "num_values_seen", *_WINDOW):
             if (buffer := self._buffers.get(name)) is not None:
                 buffer.zero_()
 
@@ -181,7 +186,7 @@ class BatchLayer(Remembering):
     @property
     def averaging(self) -> Statistics:
         """The running average that ``momentum`` asks for."""
-        return Cumulative() if self.momentum is None else Running(self.momentum)
+        return Cumulative("unbiased") if self.momentum is None else Running(self.momentum)
 
     def _choice(self) -> Statistics | None:
         return self.chosen

@@ -81,9 +81,10 @@ class Straight:
             or kernels.must_compose(x, weight, bias) is not None
             or 0 in x.shape
             or len({p.dtype for p in parameters}) > 1
-            or (history is not None and (history.window is not None or history.mean.dtype not in cpu.HISTORIES))
+            or (history is not None and (history.window or history.mean.dtype not in cpu.HISTORIES))
             or (observed and set(recipe.history) != {f.name for f in recipe.pattern.factors if not f.reduced})
             or (observed and not isinstance(recipe.source.average, (Running, Cumulative)))
+            or getattr(recipe.source.average, "variance", None) == "population"
         ):
             return None
         made = cls(recipe, x, weight, bias, history, training)

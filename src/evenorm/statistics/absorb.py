@@ -31,7 +31,7 @@ def absorbed(source: Source, history: History, moments: Moments, axes: tuple[int
     average = source.average
     if not isinstance(average, (Running, Cumulative)):
         return history
-    if history.window is None:
+    if not history.window:
         return _averaged(average, history, moments, axes, caller)
     return _accumulated(source, average, history, history.window, moments, axes, caller)
 
@@ -40,7 +40,7 @@ def _averaged(
     average: Running | Cumulative, history: History, moments: Moments, axes: tuple[int, ...], caller: object
 ) -> History:
     mean, variance = (t.reshape(history.mean.shape) for t in moments.averaged(axes, average.variance))
-    share = average.share(history.updates)
+    values = history.values
     finite = torch.isfinite(variance.sum())
     concrete = _is_concrete(finite)
     if concrete and not bool(finite):
@@ -48,20 +48,41 @@ def _averaged(
         return history._replace(skipped=_plus(history.skipped, 1))
     if not concrete and average.nonfinite == "raise":
         torch._assert_async(finite, f"{caller}: a batch holds values that are not finite")
-    new_mean = torch.lerp(history.mean.to(mean.dtype), mean, share)
-    new_variance = torch.lerp(history.variance.to(mean.dtype), variance, share)
+    if average.variance == "population":
+        whole = _population(history, moments.pooled(axes))
+        new_mean, new_variance, values = whole.mean, whole.unbiased, torch.as_tensor(whole.count)
+    else:
+        share = average.share(history.updates)
+        new_mean = torch.lerp(history.mean.to(mean.dtype), mean, share)
+        new_variance = torch.lerp(history.variance.to(mean.dtype), variance, share)
     if concrete and not isinstance(moments.count, Tensor):
-        return history._replace(mean=new_mean, variance=new_variance, updates=_plus(history.updates, 1))
+        return history._replace(mean=new_mean, variance=new_variance, updates=_plus(history.updates, 1), values=values)
     known = finite
     if isinstance(moments.count, Tensor):
-        values = moments.count.expand(moments.mean.shape).sum(axes) if axes else moments.count.expand(mean.shape)
-        known = known & (values.reshape(mean.shape) > 1)
+        count = moments.count.expand(moments.mean.shape)
+        known = known & ((count.sum(axes) if axes else count).reshape(mean.shape) > 1)
+    if values is not None and history.values is not None:
+        values = torch.where(known, values, history.values)
     return history._replace(
+        values=values,
         mean=torch.where(known, new_mean, history.mean.to(mean.dtype)),
         variance=torch.where(known, new_variance, history.variance.to(mean.dtype)),
         updates=_plus(history.updates, known.any()),
         skipped=_plus(history.skipped, ~finite),
     )
+
+
+def _population(history: History, batch: Moments) -> Moments:
+    """The moments of all that was seen, this batch included."""
+    shape = history.mean.shape
+    count = torch.as_tensor(batch.count, dtype=batch.mean.dtype, device=batch.mean.device).expand(batch.mean.shape)
+    batch = Moments(count.reshape(shape), batch.mean.reshape(shape), batch.M2.reshape(shape))
+    # Where nobody counted, after loading a state dict for example, the batches before were as large as this one.
+    seen: Tensor = torch.as_tensor(batch.count) * (0 if history.updates is None else history.updates)
+    if history.values is not None:
+        seen = torch.where(history.values > 0, history.values, seen)
+    variance = history.variance.to(batch.mean.dtype)
+    return Moments(seen, history.mean.to(batch.mean.dtype), variance * (seen - 1).clamp_min(0)).merge(batch)
 
 
 def _accumulated(
@@ -94,6 +115,7 @@ def _accumulated(
         at_end(after.variance, history.variance),  # type: ignore[arg-type]
         at_end(after.updates, history.updates),
         _plus(history.skipped, ~finite),
+        at_end(after.values, history.values),
         Window(*rest),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ __all__ = ["Batch", "Cumulative", "Frozen", "Nonfinite", "Running", "Variance"]
 
 Variance = Literal["unbiased", "biased", "debiased"]
 """What a running average keeps: M2 / (n − 1), as torch; M2 / n; or M2 / (n − 1), and nothing of the initial value."""
+
+Kept = Literal["population", "unbiased", "biased"]
+"""What a cumulative average keeps: the variance of all values together, or the average of the batches' variances."""
 
 Nonfinite = Literal["skip", "raise"]
 """What happens to a batch that holds infinities or NaN: it is never taken in; it may also be an error."""
@@ -60,13 +63,14 @@ class Frozen(_Alone):
 class _Average(_Alone):
     """What running and cumulative averages share."""
 
-    variance: Variance
+    variance: Any
     nonfinite: Nonfinite
 
-    def _check(self) -> None:
+    def _check(self, kinds: Any) -> None:
         name = type(self).__name__
-        if self.variance not in ("unbiased", "biased", "debiased"):
-            raise ValueError(f"{name}: variance must be 'unbiased', 'biased' or 'debiased', got {self.variance!r}")
+        if self.variance not in get_args(kinds):
+            known = ", ".join(map(repr, get_args(kinds)))
+            raise ValueError(f"{name}: variance must be one of {known}, got {self.variance!r}")
         if self.nonfinite not in ("skip", "raise"):
             raise ValueError(f"{name}: nonfinite must be 'skip' or 'raise', got {self.nonfinite!r}")
 
@@ -124,7 +128,7 @@ class Running(_Average):
         object.__setattr__(self, "momentum", value if name == "momentum" else float(f"{1 - value:.15g}"))
         object.__setattr__(self, "variance", variance)
         object.__setattr__(self, "nonfinite", nonfinite)
-        self._check()
+        self._check(Variance)
 
     def share(self, updates: Tensor | None) -> float | Tensor:
         """The momentum; debiased, all that the past does not yet hold."""
@@ -151,17 +155,24 @@ class Running(_Average):
 
 @dataclass(frozen=True)
 class Cumulative(_Average):
-    """Batch statistics in training, the plain average of all batches seen in evaluation (``momentum=None``).
+    """Batch statistics in training, those of all batches seen in evaluation.
 
     Args:
-        variance, nonfinite: as in :class:`Running`; an average of all batches holds nothing of its initial value.
+        variance: ``"population"`` keeps mean and variance M2 / (n − 1) of all values together, whatever batch they came
+            in: merged, not averaged. ``"unbiased"`` is torch's ``momentum=None``, the plain average of the batches'
+            means and of their variances, which knows nothing of the differences between batches; ``"biased"`` the
+            same with M2 / n.
+        nonfinite: as in :class:`Running`.
+
+    Source:
+        Wu & Johnson, "Rethinking “Batch” in BatchNorm" (2021), section 3, for the population's statistics.
     """
 
-    variance: Variance = "unbiased"
+    variance: Kept = "population"
     nonfinite: Nonfinite = "skip"
 
     def __post_init__(self) -> None:
-        self._check()
+        self._check(Kept)
 
     def share(self, updates: Tensor | None) -> float | Tensor:
         """1 / number of updates, this one counted in."""
@@ -170,4 +181,5 @@ class Cumulative(_Average):
         return 1.0 / (updates.double() + 1)
 
     def __str__(self) -> str:
-        return "this batch in training, the average of all batches in evaluation"
+        kind = "all values seen" if self.variance == "population" else "the average of all batches"
+        return f"this batch in training, {kind} in evaluation"

@@ -39,6 +39,7 @@ class History(NamedTuple):
         mean, variance: the running averages.
         updates: how many batches were taken in.
         skipped: how many were not, because they held values that are not finite.
+        values: how many values each average was made of, where it is that of a population.
         window: the micro-batches of an unfinished window, where statistics are accumulated.
 
     It is the state of the functional form too: a tree of tensors, that vmap can carry along.
@@ -51,32 +52,29 @@ class History(NamedTuple):
     variance: Tensor
     updates: Tensor | None = None
     skipped: Tensor | None = None
-    window: Window | None = None
+    values: Tensor | None = None
+    window: Window | tuple[()] = ()
 
     @staticmethod
     def fresh(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> History:
         """Mean 0, variance 1, no updates."""
         mean = torch.zeros(shape, dtype=dtype, device=device)
         updates, skipped = (torch.zeros((), dtype=torch.long, device=device) for _ in range(2))
-        return History(mean, torch.ones_like(mean), updates, skipped)
+        values = torch.zeros_like(mean, dtype=torch.float64)
+        return History(mean, torch.ones_like(mean), updates, skipped, values)
 
     def of(self, domain: int) -> History:
         """The history of one domain, as views, where the histories of all lie one upon the other."""
-        mean, variance, updates, skipped, window = self
-        return History(
-            mean[domain],
-            variance[domain],
-            None if updates is None else updates[domain],
-            None if skipped is None else skipped[domain],
-            None if window is None else Window(*(part[domain] for part in window)),
-        )
+        updates, skipped, values = (None if part is None else part[domain] for part in self[2:5])
+        window = Window(*(part[domain] for part in self.window)) if self.window else ()
+        return History(self.mean[domain], self.variance[domain], updates, skipped, values, window)
 
     def become(self, new: History) -> None:
         """Write another history's numbers into this one's tensors."""
-        for kept, value in zip(self[:4], new[:4], strict=True):
-            if kept is not None and kept is not value:
-                kept.copy_(value)  # type: ignore[arg-type]
-        if self.window is not None and new.window is not None:
+        for kept, value in zip(self[:5], new[:5], strict=True):
+            if kept is not None and value is not None and kept is not value:
+                kept.copy_(value)
+        if self.window and new.window:
             for kept, value in zip(self.window, new.window, strict=True):
                 kept.copy_(value)
 
@@ -86,6 +84,6 @@ class History(NamedTuple):
 
     def copied(self) -> History:
         """The same numbers in tensors of their own."""
-        window = None if self.window is None else Window(*(part.clone() for part in self.window))
-        updates, skipped = (None if part is None else part.clone() for part in (self.updates, self.skipped))
-        return History(self.mean.clone(), self.variance.clone(), updates, skipped, window)
+        window = Window(*(part.clone() for part in self.window)) if self.window else ()
+        updates, skipped, values = (None if part is None else part.clone() for part in self[2:5])
+        return History(self.mean.clone(), self.variance.clone(), updates, skipped, values, window)
