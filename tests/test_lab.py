@@ -260,6 +260,16 @@ def test_the_verdict_has_its_own_column(verdict: Verdict) -> None:
     assert cells[0] == "test-lab"
 
 
+def test_the_committed_evidence_has_a_row_for_every_experiment() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "evidence.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in page.splitlines() if line.startswith("|")
+    ]
+    verdicts = {row[0].strip("| "): row[-1].strip("| ") for row in rows[2:]}
+    assert list(verdicts) == list(catalog())
+    assert set(verdicts.values()) <= set(VERDICTS)
+
+
 def test_json_holds_every_seed() -> None:
     read_back = json.loads(evidence.records([result()]))
     assert read_back[0]["verdict"] == "holds"

@@ -161,7 +161,8 @@ def ruler(finding: Finding) -> str:
     up = rule.holds > rule.reverses
     sides = ("against", "wanted") if up else ("wanted", "against")
     first, last = sorted((at(rule.holds), at(rule.reverses)))
-    words = [f"reversed from {rule.reverses:g}", f"holds from {rule.holds:g}"]
+    marks = (("reversed", rule.reverses), ("holds", rule.holds))
+    words = [f"{word} from {value:g}".replace("-", "−") for word, value in marks]
     seeds = "".join(f"<i class='seed' style='left:{at(value):.1f}%'></i>" for value in finding.values)
     return (
         f"<div class='ruler' role='img' aria-label='{escape(finding.text)}; {'; '.join(words)}'><div class='bar'>"
