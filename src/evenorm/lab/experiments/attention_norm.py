@@ -90,7 +90,7 @@ class HeldOut(Probe):
 def measure(setting: Setting, seed: int) -> Observation:
     """Train each on the same ragged batches."""
     text = setting.text
-    steps = setting.steps(quick=160, full=1000, large=20000)
+    steps = setting.steps(quick=150, full=600, large=20000)
     draw = torch.Generator().manual_seed(seed)
     drawn = [ragged(batch, draw) for batch in text.batches(BATCH, LENGTH, steps, seed)]
     held_out = ragged(text.held_out(192, LENGTH), torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ ROWS = ("none", "batch", "layer", "group")
 def measure(setting: Setting, seed: int) -> Observation:
     """Train on a stream of single images, and on the same number of them in batches."""
     images = setting.images
-    shown = setting.pick(quick=800, full=6400, large=64000)
+    shown = setting.pick(quick=640, full=2400, large=64000)
     steps = setting.steps(quick=shown, full=shown, large=shown)
     found = Observation(curves={"accuracy": {}})
 
@@ -75,7 +75,7 @@ def answered(seed: int) -> float:
 EXPERIMENT = Experiment(
     question="Can a normalized network learn from one example at a time?",
     protocol=(
-        "The lab's convolutional network sees images one by one (quick: 800 of them), one step of plain stochastic "
+        "The lab's convolutional network sees images one by one (quick: 640 of them), one step of plain stochastic "
         "gradient descent for each, at the better of the rates 0.01 and 0.03 by training loss, with no, batch, layer "
         "and group normalization; and as many images in batches of 32 at rate 0.1. In maps a batch of one still has "
         "its pixels for statistics. A single vector has none: what the formula gives there is compared with what came "

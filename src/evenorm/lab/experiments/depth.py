@@ -36,7 +36,7 @@ def build(images: Images, depth: int, layer: Layer, residual: bool, seed: int) -
 def measure(setting: Setting, seed: int) -> Observation:
     """Train plain and residual networks of every depth, with and without."""
     images = setting.images
-    steps = setting.steps(quick=50, full=250, large=4000)
+    steps = setting.steps(quick=45, full=150, large=4000)
     depths = setting.pick(quick=(8, 56), full=(8, 20, 32, 56), large=(8, 20, 32, 56))
     reached: dict[tuple[str, int], float] = {}
     found = Observation(curves={"accuracy": {}})

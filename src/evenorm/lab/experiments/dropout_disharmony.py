@@ -69,7 +69,7 @@ def renewed(network: Network, x: Tensor) -> Network:
 def measure(setting: Setting, seed: int) -> Observation:
     """Train with dropout at each place, and compare variances and errors."""
     images = setting.images
-    steps = setting.steps(quick=600, full=3000, large=20000)
+    steps = setting.steps(quick=500, full=2500, large=20000)
     share = 0.5
     x, _ = tensors(images, images.train_pixels, images.train_labels)
     found = Observation(curves={"variance": {}, "error": {"as trained": ([], []), "averages renewed": ([], [])}})

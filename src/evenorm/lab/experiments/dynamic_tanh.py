@@ -43,7 +43,7 @@ LAYERS: dict[str, Layer] = {"layer": evenorm.LayerNorm, "dynamic tanh": DynamicT
 def measure(setting: Setting, seed: int) -> Observation:
     """Train the three transformers, each at the better of two rates, and time the layers."""
     text = setting.text
-    steps = setting.steps(quick=120, full=800, large=20000)
+    steps = setting.steps(quick=120, full=480, large=20000)
     found = Observation(curves={"loss": {}})
     losses = {}
     for name, layer in LAYERS.items():

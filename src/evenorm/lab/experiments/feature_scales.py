@@ -39,7 +39,7 @@ class Units(nn.Module):
 def measure(setting: Setting, seed: int) -> Observation:
     """Train behind each normalizer of the features, for features ever less alike."""
     images = setting.images
-    steps = setting.steps(quick=300, full=1500, large=10000)
+    steps = setting.steps(quick=300, full=1000, large=10000)
     decades = setting.pick(quick=DECADES[::2], full=DECADES, large=DECADES)
     features, classes = int(np.prod(images.shape)), len(images.classes)
     found = Observation(curves={"accuracy": {}})

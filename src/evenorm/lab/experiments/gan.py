@@ -100,7 +100,7 @@ class Coverage(Probe):
 
 def measure(setting: Setting, seed: int) -> Observation:
     """Train each game on the same points, and count modes over its last quarter."""
-    steps = setting.steps(quick=1000, full=6000, large=30000)
+    steps = setting.steps(quick=1000, full=4000, large=30000)
     found = Observation(curves={"modes": {}, "near": {}})
     covered = {}
     for name in ("none", "batch", "spectral"):

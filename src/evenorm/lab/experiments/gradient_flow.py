@@ -22,7 +22,7 @@ WIDTHS = (64,) * 20
 BATCH = 256
 # Times He's standard deviation.
 GAINS = (0.5, 0.7, 1.0, 1.4, 2.0)
-SCALES = tuple(float(f"{10 ** (half / 2):.3g}") for half in range(-6, 5))
+SCALES = tuple(float(f"{10 ** (half / 2):.3g}") for half in range(-6, 5) if half)
 # Below, the usual ε is not small beside the variance of a scaled layer, as the plot shows.
 LEAST_SCALE = 0.1
 LAYERS: dict[str, Layer] = {"none": identity, "batch": evenorm.BatchNorm1d}
@@ -145,7 +145,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     plots=(
         Plot("norms", "Gradient norm by layer, at the start", "hidden layer", "norm", logarithmic="y"),
-        Plot("spread", "Spread of the gradient norms", "gain, × He's", "decades", logarithmic="x"),
+        Plot("spread", "Spread of the gradient norms", "gain, × He's", "decades"),
         Plot("scale", "Distance of a · ∂ℓ/∂(aW) from ∂ℓ/∂W", "a", "% of ∂ℓ/∂W", logarithmic="xy"),
     ),
 )

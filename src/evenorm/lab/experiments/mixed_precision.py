@@ -80,7 +80,7 @@ def measure(setting: Setting, seed: int) -> Observation:
     found.effects["needed"] = min(max(errors[f"longhand, {name}"]) for name in DTYPES)
 
     images = setting.images
-    steps = setting.steps(quick=100, full=800, large=10000)
+    steps = setting.steps(quick=100, full=500, large=10000)
     lost = {}
     for name in ("batch", "layer"):
         reached = {}

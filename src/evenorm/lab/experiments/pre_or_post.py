@@ -49,7 +49,7 @@ def warmed(steps: int) -> Pace:
 def measure(setting: Setting, seed: int) -> Observation:
     """Train each network with and without warm-up."""
     text = setting.text
-    steps = setting.steps(quick=75, full=700, large=10000)
+    steps = setting.steps(quick=70, full=240, large=10000)
     # What a network that has learned nothing but the number of characters gets.
     guessing = math.log(len(text.characters))
     found = Observation(curves={"loss": {}})

@@ -27,7 +27,7 @@ ROWS = 512
 def measure(setting: Setting, seed: int) -> Observation:
     """Train both transformers on the same batches, and time both layers alone."""
     text = setting.text
-    steps = setting.steps(quick=250, full=1500, large=20000)
+    steps = setting.steps(quick=250, full=1000, large=20000)
     found = Observation(curves={"loss": {}, "time": {}})
     losses, networks = {}, {}
     for name, layer in LAYERS.items():

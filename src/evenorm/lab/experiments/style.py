@@ -19,7 +19,8 @@ from evenorm.lab.training import Schedule, stream, tensors
 CONTRAST, BRIGHTNESS = 0.3, 1.0
 RATE = 0.1
 BATCH = 32
-SHOWN = 4
+# Images in a row of a picture, and rows.
+SIDE = 3
 
 
 def restyled(x: Tensor) -> Tensor:
@@ -28,10 +29,10 @@ def restyled(x: Tensor) -> Tensor:
 
 
 def shares(images: Tensor) -> list[list[float]]:
-    """Return images side by side as gray values from 0 to 1; the first channel of each."""
-    row = torch.cat(list(images[:, 0]), dim=1)
-    low, high = float(row.min()), float(row.max())
-    return [[(value - low) / max(high - low, 1e-12) for value in line] for line in row.tolist()]
+    """Return the first images as one square of gray values from 0 to 1; the first channel of each."""
+    square = torch.cat([torch.cat(list(row), 1) for row in images[: SIDE**2, 0].split(SIDE)])
+    low, high = float(square.min()), float(square.max())
+    return [[(value - low) / max(high - low, 1e-12) for value in line] for line in square.tolist()]
 
 
 def measure(setting: Setting, seed: int) -> Observation:
@@ -50,12 +51,12 @@ def measure(setting: Setting, seed: int) -> Observation:
     }
     found = Observation()
     before = float((mixed - x)[weak].square().mean().sqrt() / x.std())
-    pictures = {"as they are": x[:SHOWN], "every other with less contrast, brighter": mixed[:SHOWN]}
+    pictures = {"as they are": x, "every other with less contrast, brighter": mixed}
     for name, layer in layers.items():
         original, changed = layer(x), layer(mixed)
         left = float((changed - original)[weak].square().mean().sqrt() / original.std()) / before
         found.effects[name] = 100 * left
-        pictures[f"after {name} normalization"] = changed[:SHOWN]
+        pictures[f"after {name} normalization"] = changed
     found.curves["pictures"] = {name: (shares(shown), []) for name, shown in pictures.items()}
 
     # Adaptive instance normalization: the first half gets mean and deviation of the second.

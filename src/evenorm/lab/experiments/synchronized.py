@@ -90,7 +90,7 @@ def measure(setting: Setting, seed: int) -> Observation:
         found.reasons["exact"] = "this build of torch has no gloo, over which processes would talk"
 
     images = setting.images
-    steps = setting.steps(quick=160, full=1000, large=10000)
+    steps = setting.steps(quick=160, full=800, large=10000)
     reached = {}
     for share in SHARES:
 

@@ -55,7 +55,7 @@ def maps(images: Images) -> dict[str, Linearly]:
 def measure(setting: Setting, seed: int) -> Observation:
     """Count the steps to the target from each kind of input, at the rate that gets there first."""
     images = setting.images
-    steps = setting.steps(quick=400, full=2500, large=20000)
+    steps = setting.steps(quick=400, full=1500, large=20000)
     treatments = maps(images)
     found = Observation(curves={"accuracy": {}})
     reached = {}
