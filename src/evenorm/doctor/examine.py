@@ -26,7 +26,7 @@ def examine(
     *,
     loader: Iterable[Any] | None = None,
     optimizer: Optimizer | None = None,
-    state_dict: Mapping[str, Tensor] | None = None,
+    state_dict: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | None = None,
     reference: nn.Module | None = None,
     config: Any = None,
     intent: Intent = "train",
@@ -44,7 +44,7 @@ def examine(
             on the size of batches is an info unless ``loader`` or ``batch_size`` is given.
         loader: the data loader of the training.
         optimizer: the optimizer of the training.
-        state_dict: a checkpoint to be loaded into the model.
+        state_dict: a checkpoint to be loaded into the model; or those of all ranks, in a list.
         reference: the model that this one was made from, by conversion, fusion or export.
         config: the configuration that the model should follow (``rms_norm_eps``, …).
         intent: what the model is for: ``"train"``, ``"finetune"``, ``"infer"`` or ``"export"``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -35,6 +35,7 @@ class Subject:
         intent: what the model is for.
         causal: whether outputs must not depend on later inputs.
         batch_size: of the training, where it is known: given, or the loader's.
+        checkpoints: those of all ranks, where several were given; ``state_dict`` is the first.
         notes: what could not be examined, and why.
     """
 
@@ -45,7 +46,7 @@ class Subject:
         *,
         loader: Iterable[Any] | None = None,
         optimizer: Optimizer | None = None,
-        state_dict: Mapping[str, Tensor] | None = None,
+        state_dict: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | None = None,
         reference: nn.Module | None = None,
         config: Any = None,
         record: Record | None = None,
@@ -54,7 +55,10 @@ class Subject:
         batch_size: int | None = None,
     ) -> None:
         self.model, self.loader, self.optimizer = model, loader, optimizer
-        self.state_dict, self.reference, self.config, self.record = state_dict, reference, config, record
+        self.reference, self.config, self.record = reference, config, record
+        held = [] if state_dict is None else [state_dict] if isinstance(state_dict, Mapping) else state_dict
+        self.checkpoints: tuple[Mapping[str, Tensor], ...] = tuple(held)
+        self.state_dict = self.checkpoints[0] if self.checkpoints else None
         self.intent, self.causal = intent, causal
         self.batch_size = batch_size or getattr(loader, "batch_size", None)
         self.notes: list[str] = []
