@@ -289,7 +289,7 @@ def test_an_ensemble_of_layers() -> None:
     """functional_call under vmap moves the stacked buffers of each member."""
     members = [batch_norm(3).double() for _ in range(3)]
     apart = copy.deepcopy(members)
-    parameters, buffers = stack_module_state(members)  # type: ignore[arg-type]
+    parameters, buffers = stack_module_state(members)
     x = torch.randn(3, 8, 3, dtype=DOUBLE)
     base = members[0]
     ys = vmap(lambda p, b, x: functional_call(base, (p, b), (x,)))(parameters, buffers, x)
@@ -301,8 +301,9 @@ def test_an_ensemble_of_layers() -> None:
 
 def test_history_and_state_at_once() -> None:
     fresh = History.fresh(3)
+    both: Any = {"history": fresh, "state": fresh}
     with pytest.raises(ValueError, match="and not both"):
-        normalize(torch.randn(4, 3), "[n] c", history=fresh, state=fresh, history_axes="c")
+        normalize(torch.randn(4, 3), "[n] c", history_axes="c", **both)
 
 
 class Residual(nn.Module):

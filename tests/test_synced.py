@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -41,8 +47,16 @@ def test_every_property(count: int) -> None:
     run_ranks(count, *LONG)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("fault", ["dies", "skips_a_call_of_another_size"])
+@pytest.mark.parametrize(
+    ("fault", "count"),
+    [
+        ("dies", 2),
+        *(
+            pytest.param(fault, count, marks=pytest.mark.slow)
+            for fault, count in (("dies", 3), ("skips_a_call_of_another_size", 2), ("skips_a_call_of_another_size", 4))
+        ),
+    ],
+)
 def test_no_rank_comes_through(fault: str, count: int) -> None:
     ended = run_ranks(count, fault, expect_failure=True, timeout=120)
     assert [e.code for e in ended if e.code == 0] == []
@@ -66,3 +80,16 @@ def test_it_is_not_torchs() -> None:
     assert SyncBatchNorm(3).state_dict().keys() == torch.nn.SyncBatchNorm(3).state_dict().keys()
     assert "statistics=Synced()" in repr(SyncBatchNorm(3))
     assert "all processes together" in str(Norm("[n] c", c=3, statistics=Synced()).recipe)
+
+
+@pytest.mark.slow
+def test_the_example_under_torchrun() -> None:
+    """As its docstring says, with two processes."""
+    example = Path(__file__).parents[1] / "examples" / "distributed_train.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(example)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = re.search(r"accuracy ([\d.]+) on new images, 2 processes", ended.stdout)
+    assert found, ended.stdout
+    assert float(found.group(1)) > 0.9
