@@ -11,6 +11,10 @@ READY := .venv/ready
 PEERS := .venv/peers
 # Experiments of the quicker kind, for a picture of the report.
 SHOWN := identity batchmates redundant-bias
+# An extension that watches its loads and stores, and what runs on it.
+SANITIZED := build/sanitize
+SANITIZED_TESTS ?= tests/test_cpu_instruction_sets.py tests/test_cpu_processes.py tests/test_epilogue.py \
+	tests/test_determinism.py tests/test_modes.py
 FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*.json)))
 
 .DEFAULT_GOAL := help
@@ -44,6 +48,17 @@ test: $(READY) ## the tests, without the slow ones
 
 test-all: $(READY) ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+sanitize: $(READY) ## the extension's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	PATH=$(abspath $(BIN)):$$PATH cmake -S . -B $(SANITIZED) -G Ninja -DEVENORM_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+		-Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
+	PATH=$(abspath $(BIN)):$$PATH cmake --build $(SANITIZED)
+	rm -rf $(SANITIZED)/site && mkdir $(SANITIZED)/site && cp -r src/evenorm $(SANITIZED)/site && rm -f $(SANITIZED)/site/evenorm/_cpu*
+	cp $(SANITIZED)/_cpu* $(SANITIZED)/site/evenorm
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2 \
+	PYTHONPATH=$(SANITIZED)/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	$(BIN)/python -S -m pytest -p no:cacheprovider $(SANITIZED_TESTS)
 
 check: $(READY) ## lint, format, types
 	$(BIN)/ruff check

@@ -65,26 +65,45 @@ inline void apply_vectors(const T* x, To* y, Size n, const Standard& standard, c
   }
 }
 
+// Runs that are worked in one call: how far apart they lie, and whether the next one has a center of its own.
+struct Several {
+  Size runs = 1, x = 0, dy = 0, dense = 0, center = 0;
+};
+
 template <class T, class To, class Scale, class Finish>
-EVENORM_LOOP void standardize_run(const T* x, To* y, Size n, const Center& center, Scale scale,
-                                  Finish finish, Storing how) {
-  if (!center.narrow()) {
-    for (Size i = 0; i < n; ++i) {
-      y[i] = exact_apply<T, To>(x[i], center, scale, finish, i, how.round_normalized);
+EVENORM_LOOP void standardize_runs(const T* x, To* y, Size n, Several several, const Center* centers,
+                                   Scale scale, Finish finish, Storing how) {
+  for (Size r = 0; r < several.runs; ++r) {
+    const Center& center = centers[r * several.center];
+    Finish at = finish.at(r * several.dense);
+    if (center.narrow()) {
+      apply_vectors(x, y, n, Standardize<Real<T>>(center), scale, at, how);
+    } else {
+      for (Size i = 0; i < n; ++i) {
+        y[i] = exact_apply<T, To>(x[i], center, scale, at, i, how.round_normalized);
+      }
     }
-    return;
+    x += several.x;
+    y += several.dense;
   }
-  apply_vectors(x, y, n, Standardize<Real<T>>(center), scale, finish, how);
 }
 
-// A run, at most a chunk.
+// Runs of at most a chunk each.
 template <class T, class Scale>
-inline void apply_run(const T* x, T* y, Size n, const Center& center, const Scale& scale,
-                      const Epilogue<T>& epilogue, bool stream) {
+inline void apply_runs(const T* x, T* y, Size n, const Several& several, const Center* centers,
+                       const Scale& scale, const Epilogue<T>& epilogue, bool stream) {
   alignas(64) Real<T> scratch[kChunk];
-  finished(epilogue, y, n, stream, scratch, [&](auto* to, const auto& finish, Storing how) {
-    standardize_run(x, to, n, center, scale, finish, how);
-  });
+  Size together = epilogue.curved() ? 1 : several.runs;
+  for (Size r = 0; r < several.runs; r += together) {
+    Several part = several;
+    part.runs = together;
+    T* to = y + r * several.dense;
+    finished(epilogue.at(r * several.dense), to, n, stream, scratch,
+             [&](auto* place, const auto& finish, Storing how) {
+               standardize_runs(x + r * several.x, place, n, part, centers + r * several.center, scale,
+                                finish, how);
+             });
+  }
 }
 
 }  // namespace evenorm::EVENORM_ISA

@@ -38,6 +38,8 @@ struct Epilogue {
 
   bool bare() const { return activation == Activation::identity && !residual; }
   bool bent() const { return activation != Activation::identity; }
+  // Whether z is left in scratch memory, which has room for one run.
+  bool curved() const { return bent() && (!clamps(activation) || round_normalized); }
 
   // One element in float64.
   template <class Scale>
@@ -62,6 +64,8 @@ struct Epilogue {
 
 // What a loop does with z before it is stored.
 struct Bare {
+  Bare at(Size) const { return {}; }
+
   template <class V, class Lanes>
   V operator()(V z, Size, Lanes) const {
     return z;
@@ -74,6 +78,8 @@ struct Clamped {
   using R = Real<T>;
   Clamp<R> clamp;
   const T* residual;
+
+  Clamped at(Size i) const { return {clamp, residual ? residual + i : nullptr}; }
 
   template <class Lanes>
   Vec<R> operator()(Vec<R> z, Size i, Lanes lanes) const {
@@ -88,6 +94,8 @@ struct Clamped {
 
 // What a loop does with dy to get dz.
 struct Straight {
+  Straight at(Size) const { return {}; }
+
   template <class V, class Lanes>
   V operator()(V dy, V, Size, Lanes) const {
     return dy;
@@ -102,6 +110,10 @@ struct Gate {
   Scale scale;
   const T* residual;
   const T* output;
+
+  Gate at(Size i) const {
+    return {clamp, scale, residual ? residual + i : nullptr, output ? output + i : nullptr};
+  }
 
   template <class Lanes>
   Vec<R> operator()(Vec<R> dy, Vec<R> xhat, Size i, Lanes lanes) const {
@@ -120,6 +132,8 @@ struct Gate {
 template <class R>
 struct Slopes {
   const R* slope;
+
+  Slopes at(Size i) const { return {slope + i}; }
 
   template <class Lanes>
   Vec<R> operator()(Vec<R> dy, Vec<R>, Size i, Lanes lanes) const {
@@ -164,7 +178,7 @@ inline auto with_way(const Epilogue<T>& e, const Scale& scale, Size n, Real<T>* 
                      const Loop& loop, const Back& back) {
   using R = Real<T>;
   if (!e.bent()) return back(Straight{});
-  if (clamps(e.activation) && (e.output || !e.round_normalized)) {
+  if (!e.curved()) {
     return back(Gate<T, Scale>{clamp_of<R>(e.activation), scale, e.residual, e.output});
   }
   if (e.output) {

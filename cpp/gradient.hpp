@@ -23,22 +23,25 @@ inline auto with_run_way(const T* x, Size n, const Center& center, const Scale& 
                          const Epilogue<T>& epilogue, const Back& back) {
   alignas(64) Real<T> scratch[kChunk];
   auto loop = [&](auto* to, const auto& finish, Storing how) {
-    standardize_run(x, to, n, center, scale, finish, how);
+    standardize_runs(x, to, n, Several{}, &center, scale, finish, how);
   };
   return with_way(epilogue, scale, n, scratch, loop, back);
 }
 
-// Sums along the run, of dz alone.
+// Sums along runs of one center, of dz alone.
 template <class T, class Way>
-EVENORM_LOOP GradSums grad_sums_in(const T* dy, const T* x, Size n, const Center& center, Way way) {
+EVENORM_LOOP GradSums grad_sums_in(const T* dy, const T* x, Size n, Several several,
+                                   const Center& center, Way way) {
   using R = Real<T>;
   Standardize<R> standardize(center);
   Total<R> plain, normalized;
   each_link<R>(
-      n,
-      [&](Size i, auto lanes, int chain) {
-        Vec<R> xhat = keep<R>(standardize(load<R>(x + i, lanes), i, lanes), lanes);
-        Vec<R> d = way(load<R>(dy + i, lanes), xhat, i, lanes);
+      several.runs, n,
+      [&](Size r, Size i, auto lanes, int chain) {
+        Vec<R> value = load<R>(x + r * several.x + i, lanes);
+        Vec<R> xhat = keep<R>(standardize(value, i, lanes), lanes);
+        Vec<R> d = load<R>(dy + r * several.dy + i, lanes);
+        d = way.at(r * several.dense)(d, xhat, i, lanes);
         plain.add(chain, d);
         normalized.add(chain, d, xhat);
       },
@@ -58,28 +61,34 @@ inline GradSums exact_grad_sums(const T* dy, const T* x, Size n, const Center& c
   return sum;
 }
 
-// Sums along the run, of w*dz, and on the way dz*xhat and dz added element by element to `dw` and `db`.
+// Sums along each run, of w*dz, and on the way dz*xhat and dz of all of them added element by element to `dw` and
+// `db`. A run that float32 cannot hold is left out.
 template <bool kAdd, class T, class Way>
-EVENORM_LOOP GradSums grad_sums_in(const T* dy, const T* x, Size n, const Center& center,
-                                   const Real<T>* w, Real<T>* dw, Real<T>* db, Way way) {
+EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several, const Center* centers,
+                               const Real<T>* w, Real<T>* dw, Real<T>* db, Way way, GradSums* sums) {
   using R = Real<T>;
-  Standardize<R> standardize(center);
-  Total<R> plain, normalized;
-  each_link<R>(
-      n,
-      [&](Size i, auto lanes, int chain) {
-        Vec<R> xhat = keep<R>(standardize(load<R>(x + i, lanes), i, lanes), lanes);
-        Vec<R> d = way(load<R>(dy + i, lanes), xhat, i, lanes);
-        if constexpr (kAdd) {
-          store<R, R>(dw + i, multiply_add(d, xhat, load<R>(dw + i, lanes)), lanes);
-          store<R, R>(db + i, load<R>(db + i, lanes) + d, lanes);
-        }
-        d *= load<R>(w + i, lanes);
-        plain.add(chain, d);
-        normalized.add(chain, d, xhat);
-      },
-      [&] { plain.flush(), normalized.flush(); });
-  return {plain.value(), normalized.value()};
+  for (Size r = 0; r < several.runs; ++r, x += several.x, dy += several.dy) {
+    const Center& center = centers[r * several.center];
+    if (!center.narrow()) continue;
+    Standardize<R> standardize(center);
+    Way at = way.at(r * several.dense);
+    Total<R> plain, normalized;
+    each_link<R>(
+        n,
+        [&](Size i, auto lanes, int chain) {
+          Vec<R> xhat = keep<R>(standardize(load<R>(x + i, lanes), i, lanes), lanes);
+          Vec<R> d = at(load<R>(dy + i, lanes), xhat, i, lanes);
+          if constexpr (kAdd) {
+            store<R, R>(dw + i, multiply_add(d, xhat, load<R>(dw + i, lanes)), lanes);
+            store<R, R>(db + i, load<R>(db + i, lanes) + d, lanes);
+          }
+          d *= load<R>(w + i, lanes);
+          plain.add(chain, d);
+          normalized.add(chain, d, xhat);
+        },
+        [&] { plain.flush(), normalized.flush(); });
+    sums[r] = {plain.value(), normalized.value()};
+  }
 }
 
 template <class T, class Scale>
@@ -127,40 +136,71 @@ inline bool alike(const T* one, const T* other) {
   return (reinterpret_cast<std::uintptr_t>(one) - reinterpret_cast<std::uintptr_t>(other)) % 64 == 0;
 }
 
-// dx = rstd * (w*dz - c1 - xhat*c2), in this order: w*dz - c1 may cancel what alone would overflow.
+// dx = rstd * (w*dz - c1 - xhat*c2), in this order: w*dz - c1 may cancel what alone would overflow. A run that
+// float32 cannot hold is left out.
 template <class T, class Scale, class Way>
-EVENORM_LOOP void pull_run(const T* dy, const T* x, T* dx, T* dz, Size n, const Center& center,
-                           const Pull& pull, Scale scale, Way way, bool stream) {
+EVENORM_LOOP void pull_runs(const T* dy, const T* x, T* dx, T* dz, Size n, Several several,
+                            const Center* centers, const Pull* pulls, Scale scale, Way way, bool stream) {
   using R = Real<T>;
-  Standardize<R> standardize(center);
-  Vec<R> less1 = splat<R>(-R(pull.c1)), less2 = splat<R>(-R(pull.c2));
-  each_stored<R>(dx, n, stream, [&](Size i, auto lanes) {
-    Vec<R> xhat = x ? standardize(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
-    Vec<R> d = way(load<R>(dy + i, lanes), xhat, i, lanes);
-    if (dz) store<T, R>(dz + i, d, lanes);
-    d = multiply_add(d, scale.weight(i, lanes), less1);
-    if (x) d = multiply_add(xhat, less2, d);
-    store<T, R>(dx + i, d * standardize.rstd, lanes);
-  });
+  for (Size r = 0; r < several.runs; ++r) {
+    const Center& center = centers[r * several.center];
+    const Pull& pull = pulls[r * several.center];
+    if (center.narrow() && pull.narrow()) {
+      Standardize<R> standardize(center);
+      Way at = way.at(r * several.dense);
+      Vec<R> less1 = splat<R>(-R(pull.c1)), less2 = splat<R>(-R(pull.c2));
+      each_stored<R>(dx, n, stream, [&](Size i, auto lanes) {
+        Vec<R> xhat = x ? standardize(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
+        Vec<R> d = at(load<R>(dy + i, lanes), xhat, i, lanes);
+        if (dz) store<T, R>(dz + i, d, lanes);
+        d = multiply_add(d, scale.weight(i, lanes), less1);
+        if (x) d = multiply_add(xhat, less2, d);
+        store<T, R>(dx + i, d * standardize.rstd, lanes);
+      });
+    }
+    dy += several.dy;
+    dx += several.dense;
+    if (x) x += several.x;
+    if (dz) dz += several.dense;
+  }
 }
 
-// A run, at most a chunk.
 template <class T, class Scale>
-inline void grad_input_run(const T* dy, const T* x, T* dx, Size n, const Center& center,
-                           const Pull& pull, const Scale& scale, const Epilogue<T>& epilogue,
-                           bool stream) {
-  T* dz = epilogue.d_residual;
-  if (!(center.narrow() && pull.narrow())) {
-    for (Size i = 0; i < n; ++i) {
-      InputGradient<T> d = exact_grad_input(dy, x, center, pull, scale, epilogue, i);
-      dx[i] = d.dx;
-      if (dz) dz[i] = d.dz;
-    }
-    return;
+inline void exact_pull_run(const T* dy, const T* x, T* dx, Size n, const Center& center,
+                           const Pull& pull, const Scale& scale, const Epilogue<T>& epilogue) {
+  for (Size i = 0; i < n; ++i) {
+    InputGradient<T> d = exact_grad_input(dy, x, center, pull, scale, epilogue, i);
+    dx[i] = d.dx;
+    if (epilogue.d_residual) epilogue.d_residual[i] = d.dz;
   }
-  with_run_way(x, n, center, scale, epilogue, [&](const auto& way) {
-    pull_run(dy, x, dx, dz, n, center, pull, scale.weights(), way, stream && (!dz || alike(dx, dz)));
-  });
+}
+
+// Runs of at most a chunk each.
+template <class T, class Scale>
+inline void grad_input_runs(const T* dy, const T* x, T* dx, Size n, const Several& several,
+                            const Center* centers, const Pull* pulls, const Scale& scale,
+                            const Epilogue<T>& epilogue, bool stream) {
+  Size together = epilogue.curved() ? 1 : several.runs;
+  for (Size r = 0; r < several.runs; r += together) {
+    Several part = several;
+    part.runs = together;
+    const Center* center = centers + r * several.center;
+    const T* from = x ? x + r * several.x : nullptr;
+    T* to = dx + r * several.dense;
+    Epilogue<T> e = epilogue.at(r * several.dense);
+    with_run_way(from, n, *center, scale, e, [&](const auto& way) {
+      pull_runs(dy + r * several.dy, from, to, e.d_residual, n, part, center,
+                pulls + r * several.center, scale.weights(), way,
+                stream && (!e.d_residual || alike(to, e.d_residual)));
+    });
+  }
+  for (Size r = 0; r < several.runs; ++r) {
+    const Center& center = centers[r * several.center];
+    const Pull& pull = pulls[r * several.center];
+    if (center.narrow() && pull.narrow()) continue;
+    exact_pull_run(dy + r * several.dy, x ? x + r * several.x : nullptr, dx + r * several.dense, n,
+                   center, pull, scale, epilogue.at(r * several.dense));
+  }
 }
 
 }  // namespace evenorm::EVENORM_ISA

@@ -70,12 +70,12 @@ template <class T>
 EVENORM_LOOP double sum_in(const Chunk<T>& c) {
   using R = Real<T>;
   Total<R> sum;
-  for (Size r = 0; r < c.runs; ++r) {
-    const T* x = c.x + r * c.pitch;
-    each_link<R>(
-        c.length, [&](Size i, auto lanes, int chain) { sum.add(chain, load<R>(x + i, lanes)); },
-        [&] { sum.flush(); });
-  }
+  each_link<R>(
+      c.runs, c.length,
+      [&](Size r, Size i, auto lanes, int chain) {
+        sum.add(chain, load<R>(c.x + r * c.pitch + i, lanes));
+      },
+      [&] { sum.flush(); });
   return sum.value();
 }
 
@@ -89,17 +89,14 @@ EVENORM_LOOP Deviations deviations_in(const Chunk<T>& c, Real<T> center) {
   using R = Real<T>;
   Vec<R> shift = splat<R>(center);
   Total<R> sum, squares;
-  for (Size r = 0; r < c.runs; ++r) {
-    const T* x = c.x + r * c.pitch;
-    each_link<R>(
-        c.length,
-        [&](Size i, auto lanes, int chain) {
-          Vec<R> d = keep<R>(load<R>(x + i, lanes) - shift, lanes);
-          sum.add(chain, d);
-          squares.add(chain, d, d);
-        },
-        [&] { sum.flush(), squares.flush(); });
-  }
+  each_link<R>(
+      c.runs, c.length,
+      [&](Size r, Size i, auto lanes, int chain) {
+        Vec<R> d = keep<R>(load<R>(c.x + r * c.pitch + i, lanes) - shift, lanes);
+        sum.add(chain, d);
+        squares.add(chain, d, d);
+      },
+      [&] { sum.flush(), squares.flush(); });
   return {sum.value(), squares.value()};
 }
 
@@ -107,16 +104,13 @@ template <class T>
 EVENORM_LOOP double squares_in(const Chunk<T>& c) {
   using R = Real<T>;
   Total<R> squares;
-  for (Size r = 0; r < c.runs; ++r) {
-    const T* x = c.x + r * c.pitch;
-    each_link<R>(
-        c.length,
-        [&](Size i, auto lanes, int chain) {
-          Vec<R> v = load<R>(x + i, lanes);
-          squares.add(chain, v, v);
-        },
-        [&] { squares.flush(); });
-  }
+  each_link<R>(
+      c.runs, c.length,
+      [&](Size r, Size i, auto lanes, int chain) {
+        Vec<R> v = load<R>(c.x + r * c.pitch + i, lanes);
+        squares.add(chain, v, v);
+      },
+      [&] { squares.flush(); });
   return squares.value();
 }
 

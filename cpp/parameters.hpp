@@ -36,6 +36,15 @@ class Parameters {
   R weight(Size index) const { return weight_ ? weight_[index] : R(1); }
   R bias(Size index) const { return bias_ ? bias_[index] : R(0); }
 
+  // Whether all runs of a statistic have one parameter.
+  bool same_for_runs() const {
+    if (single_ || by_element_) return single_;
+    return plan_.stretch == plan_.numel && plan_.span % plan_.inner == 0 &&
+           plan_.group * plan_.inner % (plan_.span * plan_.count) == 0;
+  }
+  // Whether all rows, where outer is 1, have the same parameters.
+  bool same_for_rows() const { return single_ || every_run_; }
+
   // Index of the parameter, or of the entry, at a flat position.
   Size index(Size flat) const {
     if (single_) return 0;

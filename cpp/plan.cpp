@@ -109,7 +109,7 @@ void Plan::choose() {
       return;
     }
   }
-  if (outer == 1 && inner <= kTinyRow) {
+  if (outer == 1 && inner <= kTurnedRow) {
     bool every_row = count == 1 ? stretch == numel : stretch == numel && inner % cycle == 0;
     if (every_row) {
       layout = Layout::rows;

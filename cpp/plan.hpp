@@ -7,7 +7,8 @@ namespace evenorm {
 
 using Size = std::int64_t;
 
-constexpr Size kChunk = 4096;  // elements that fit the first cache
+constexpr Size kChunk = 4096;    // elements that fit the first cache
+constexpr Size kTurnedRow = 24;  // the longest rows that are turned into columns
 
 // Strides of the three outer levels, in elements; the innermost is dense.
 struct Strides {

@@ -53,58 +53,104 @@ class RunGradient : public Runs<T> {
     if (out_) Base::grad_input(s, piece, center, pull);
   }
 
-  // One parameter for long parts of runs: each part's sums have a slot, and parameters collect their slots.
+  // One parameter for long parts of runs: each part's sums have a slot, and parameters collect their slots. Where
+  // a statistic has but one parameter, each piece has a slot.
   void one_by_one() {
+    bool by_piece = parameters_.same_for_runs();
     Size n = plan_.run.chunks_per_run > 1 ? plan_.run.length : plan_.inner;
     bool single = plan_.span % plan_.inner == 0 ||
                   (plan_.inner % plan_.span == 0 && plan_.span % n == 0 && plan_.stretch % plan_.span == 0);
     Size per_chunk = single ? 1 : n / plan_.span + n / plan_.stretch + 3;
     Size per_run = plan_.run.chunks_per_run * per_chunk;
-    Buffer<GradSums> slots(wants_parameters_ ? plan_.numel / plan_.inner * per_run : 0);
+    Size count = by_piece ? plan_.statistics * plan_.run.pieces : plan_.numel / plan_.inner * per_run;
+    Buffer<GradSums> slots(wants_parameters_ ? count : 0);
     auto slot = [&](Size flat) {
       return flat / plan_.inner * per_run + flat % plan_.inner / n * per_chunk;
     };
     this->template sweep<Partial>(
         [&](Size s, Size piece) {
           Partial sum;
+          GradSums plain;
           Center center = given(s);
-          this->each_run(piece, [&](Size outer, Size start, Size length) {
-            const T* dy = dy_ + offset(plan_.dy, s, outer) + start;
-            const T* x = x_ + offset(plan_.x, s, outer) + start;
-            Size flat = offset(plan_.dense, s, outer) + start, next = slot(flat);
-            parameters_.walk(flat, length, [&](Size at, Size count, Size index) {
-              Uniform<R> scale{parameters_.weight(index), parameters_.bias(index)};
-              GradSums part = uniform(dy + at, x + at, count, center, scale, epilogue_.at(flat + at));
-              sum.add(part, double(scale.w));
-              if (wants_parameters_) slots[next++] = part;
-            });
+          Size next = 0, chunk = -1;
+          this->each_place(s, piece, [&](const auto& p) {
+            Uniform<R> scale{parameters_.weight(p.index), parameters_.bias(p.index)};
+            GradSums part = uniform(p, center, scale);
+            sum.add(part, double(scale.w));
+            plain.add(part);
+            if (by_piece || !wants_parameters_) return;
+            // Slots of a chunk follow one another.
+            Size here = slot(p.flat);
+            next = here == chunk ? next + 1 : here;
+            chunk = here;
+            slots[next] = part;
           });
+          if (by_piece && wants_parameters_) slots[s * plan_.run.pieces + piece] = plain;
           return sum;
         },
         [&](Size s, const GradSums& sums) { return pull(s, sums); },
         [&](Size s, Size piece, const Pull& p) { input(s, piece, given(s), p); });
-    if (wants_parameters_) collect(slots, n, slot);
+    if (!wants_parameters_) return;
+    if (by_piece) {
+      collect(slots);
+    } else {
+      collect(slots, n, slot);
+    }
   }
 
-  GradSums uniform(const T* dy, const T* x, Size n, const Center& center, const Uniform<R>& scale,
-                   const Epilogue<T>& epilogue) const {
-    if (center.narrow()) {
-      GradSums part = with_run_way(x, n, center, scale, epilogue, [&](const auto& way) {
-        return grad_sums_in(dy, x, n, center, way);
-      });
-      if (part.finite()) return part;
+  template <class Place>
+  GradSums uniform(const Place& p, const Center& center, const Uniform<R>& scale) const {
+    Size together = epilogue_.curved() ? 1 : p.several.runs;
+    GradSums sum;
+    for (Size r = 0; r < p.several.runs; r += together) {
+      Several several = p.several;
+      several.runs = together;
+      const T* dy = dy_ + p.dy + r * several.dy;
+      const T* x = x_ + p.x + r * several.x;
+      Epilogue<T> epilogue = epilogue_.at(p.flat + r * several.dense);
+      GradSums part{INFINITY, INFINITY};
+      if (center.narrow()) {
+        part = with_run_way(x, p.n, center, scale, epilogue, [&](const auto& way) {
+          return grad_sums_in(dy, x, p.n, several, center, way);
+        });
+      }
+      if (!part.finite()) {
+        part = {};
+        for (Size k = 0; k < together; ++k) {
+          part.add(exact_grad_sums(dy + k * several.dy, x + k * several.x, p.n, center, scale,
+                                   epilogue.at(k * several.dense)));
+        }
+      }
+      sum.add(part);
     }
-    return exact_grad_sums(dy, x, n, center, scale, epilogue);
+    return sum;
+  }
+
+  // Sums of pieces into those of parameters.
+  void collect(Buffer<GradSums>& slots) {
+    zero_parameters();
+    for (Size s = 0; s < plan_.statistics; ++s) {
+      Size index = parameters_.index(offset(plan_.dense, s, 0));
+      for (Size piece = 0; piece < plan_.run.pieces; ++piece) {
+        const GradSums& sum = slots[s * plan_.run.pieces + piece];
+        if (call_.dweight) call_.dweight[index] += sum.normalized;
+        if (call_.dbias) call_.dbias[index] += sum.plain;
+      }
+    }
+  }
+
+  void zero_parameters() {
+    for (Size k = 0; k < plan_.parameters; ++k) {
+      if (call_.dweight) call_.dweight[k] = 0;
+      if (call_.dbias) call_.dbias[k] = 0;
+    }
   }
 
   template <class Slot>
   void collect(Buffer<GradSums>& slots, Size chunk, const Slot& slot) {
     double* dw = call_.dweight;
     double* db = call_.dbias;
-    for (Size k = 0; k < plan_.parameters; ++k) {
-      if (dw) dw[k] = 0;
-      if (db) db[k] = 0;
-    }
+    zero_parameters();
     for (Size run = 0; run < plan_.numel; run += plan_.inner) {
       for (Size start = 0; start < plan_.inner; start += chunk) {
         Size left = plan_.inner - start, next = slot(run + start);
@@ -126,47 +172,69 @@ class RunGradient : public Runs<T> {
     Size first;  // entry
   };
 
-  // Calls sum(dy, x, length, entry, flat) for the parts of a piece, and adds up what it returns.
-  template <class F>
-  GradSums each_part(Size s, Size piece, const F& sum) const {
-    GradSums total;
-    this->each_run(piece, [&](Size outer, Size start, Size length) {
-      const T* dy = dy_ + offset(plan_.dy, s, outer) + start;
-      const T* x = x_ + offset(plan_.x, s, outer) + start;
-      Size flat = offset(plan_.dense, s, outer) + start;
-      parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
-        total.add(sum(dy + at, x + at, n, index, flat + at));
-      });
-    });
-    return total;
-  }
-
   GradSums elementwise(Size s, Size piece, const Center& center, const Entries& to) const {
     if (!center.narrow()) return exactly(s, piece, center, to);
-    GradSums total = each_part(s, piece, [&](const T* dy, const T* x, Size n, Size k, Size flat) {
-      return with_elements(parameters_, k, [&](const auto& scale) {
-        return with_run_way(x, n, center, scale, epilogue_.at(flat), [&](const auto& way) {
-          if (!wants_parameters_) {
-            return grad_sums_in<false, T>(dy, x, n, center, scale.w, nullptr, nullptr, way);
-          }
-          R* dw = to.dw_chain + k - to.first;
-          R* db = to.db_chain + k - to.first;
-          return grad_sums_in<true, T>(dy, x, n, center, scale.w, dw, db, way);
-        });
-      });
+    GradSums total;
+    this->each_place(s, piece, [&](const auto& p) {
+      GradSums part;
+      sums_in(p.dy, p.x, p.flat, p.n, p.index, p.several, &center, to, &part);
+      total.add(part);
     });
     if (total.finite()) return total;
     return exactly(s, piece, center, {nullptr, nullptr, nullptr, nullptr, 0});
   }
 
-  GradSums exactly(Size s, Size piece, const Center& center, const Entries& to) const {
-    return each_part(s, piece, [&](const T* dy, const T* x, Size n, Size k, Size flat) {
-      return with_elements(parameters_, k, [&](const auto& scale) {
-        return exact_grad_sums(dy, x, n, center, scale, epilogue_.at(flat),
-                               to.dw ? to.dw + k - to.first : nullptr,
-                               to.db ? to.db + k - to.first : nullptr);
+  // The same for rows of a tile.
+  void elementwise(Size first, Size count, const Center* centers, const Entries& to, GradSums* sums) const {
+    bool together = tile_ && parameters_.same_for_rows() && !epilogue_.curved();
+    if (together) {
+      this->each_rows(first, count, [&](Size r, const Several& several) {
+        Size s = first + r;
+        sums_in(offset(plan_.dy, s, 0), offset(plan_.x, s, 0), s * plan_.inner, plan_.inner, 0, several,
+                centers + r, to, sums + r);
+      });
+    }
+    for (Size r = 0; r < count; ++r) {
+      Size s = first + r;
+      if (!together || !centers[r].narrow()) {
+        sums[r] = elementwise(s, 0, centers[r], to);
+        for (Size piece = 1; piece < plan_.run.pieces; ++piece) {
+          sums[r].add(elementwise(s, piece, centers[r], to));
+        }
+      } else if (!sums[r].finite()) {
+        sums[r] = exactly(s, 0, centers[r], {nullptr, nullptr, nullptr, nullptr, 0});
+      }
+    }
+  }
+
+  void sums_in(Size dy_at, Size x_at, Size flat, Size n, Size index, const Several& several,
+               const Center* centers, const Entries& to, GradSums* sums) const {
+    const T* dy = dy_ + dy_at;
+    const T* x = x_ + x_at;
+    with_elements(parameters_, index, [&](const auto& scale) {
+      with_run_way(x, n, *centers, scale, epilogue_.at(flat), [&](const auto& way) {
+        if (wants_parameters_) {
+          R* dw = to.dw_chain + index - to.first;
+          R* db = to.db_chain + index - to.first;
+          grad_sums_in<true>(dy, x, n, several, centers, scale.w, dw, db, way, sums);
+        } else {
+          R* none = nullptr;
+          grad_sums_in<false>(dy, x, n, several, centers, scale.w, none, none, way, sums);
+        }
       });
     });
+  }
+
+  GradSums exactly(Size s, Size piece, const Center& center, const Entries& to) const {
+    GradSums total;
+    this->each_place(s, piece, [&](const auto& p) {
+      with_elements(parameters_, p.index, [&](const auto& scale) {
+        total.add(exact_grad_sums(dy_ + p.dy, x_ + p.x, p.n, center, scale, epilogue_.at(p.flat),
+                                  to.dw ? to.dw + p.index - to.first : nullptr,
+                                  to.db ? to.db + p.index - to.first : nullptr));
+      });
+    });
+    return total;
   }
 
   // Adds the chains to the sums and empties them; false, and nothing added, where a chain overflowed.
@@ -239,6 +307,7 @@ class RunGradient : public Runs<T> {
   void run_block(Size first, Size stop, const Entries& to) const {
     Center centers[Base::kTile];
     Pull pulls[Base::kTile];
+    GradSums sums[Base::kTile];
     // A gradient written in place destroys what a redo would read.
     bool at_once = out_ == dy_ || out_ == x_;
     Size tile = tile_ ? tile_ : 1, flushed = first, links = 0;
@@ -252,22 +321,19 @@ class RunGradient : public Runs<T> {
       if (links + count * plan_.values > kLinks * plan_.period) empty(s);
       links += count * plan_.values;
       this->given(s, count, centers);
-      for (Size r = 0; r < count; ++r) pulls[r] = pull(s + r, row_sums(s + r, centers[r], to));
+      elementwise(s, count, centers, to, sums);
+      for (Size r = 0; r < count; ++r) pulls[r] = pull(s + r, sums[r]);
       if (at_once || s + count == stop) empty(s + count);
+      if (out_ && tile_) {
+        Base::grad_input(s, count, centers, pulls);
+        continue;
+      }
       for (Size r = 0; out_ && r < count; ++r) {
         for (Size piece = plan_.run.pieces; piece-- > 0;) {
           Base::grad_input(s + r, piece, centers[r], pulls[r]);
         }
       }
     }
-  }
-
-  GradSums row_sums(Size s, const Center& center, const Entries& to) const {
-    GradSums sum = elementwise(s, 0, center, to);
-    for (Size piece = 1; piece < plan_.run.pieces; ++piece) {
-      sum.add(elementwise(s, piece, center, to));
-    }
-    return sum;
   }
 
   // Few but long rows: threads share each row, and every entry belongs to one piece.

@@ -110,8 +110,41 @@ class Runs {
     for (Size r = 0; r < count; ++r) centers[r] = given(first + r);
   }
 
+  // Calls f(row, several) for rows of a tile that are worked in one call: all of them, if they lie evenly and
+  // share their parameters.
+  template <class F>
+  void each_rows(Size first, Size count, const F& f) const {
+    bool even = first / plan_.group == (first + count - 1) / plan_.group;
+    Size together = even && parameters_.same_for_rows() ? count : 1;
+    Several several{together, plan_.x.group, plan_.dy.group, plan_.inner, 1};
+    for (Size r = 0; r < count; r += together) f(r, several);
+  }
+
   void apply(Size first, Size count, const Center* centers) const {
-    for (Size r = 0; r < count; ++r) apply(first + r, 0, centers[r]);
+    each_rows(first, count, [&](Size r, const Several& several) {
+      const T* x = x_ + offset(plan_.x, first + r, 0);
+      Size flat = (first + r) * plan_.inner;
+      parameters_.walk(flat, plan_.inner, [&](Size at, Size n, Size index) {
+        with_scale(parameters_, index, [&](const auto& scale) {
+          apply_runs(x + at, out_ + flat + at, n, several, centers + r, scale,
+                     epilogue_.at(flat + at), call_.stream);
+        });
+      });
+    });
+  }
+
+  void grad_input(Size first, Size count, const Center* centers, const Pull* pulls) const {
+    each_rows(first, count, [&](Size r, const Several& several) {
+      const T* dy = dy_ + offset(plan_.dy, first + r, 0);
+      const T* x = x_ ? x_ + offset(plan_.x, first + r, 0) : nullptr;
+      Size flat = (first + r) * plan_.inner;
+      parameters_.walk(flat, plan_.inner, [&](Size at, Size n, Size index) {
+        with_scale(parameters_, index, [&](const auto& scale) {
+          grad_input_runs(dy + at, x ? x + at : nullptr, out_ + flat + at, n, several, centers + r,
+                          pulls + r, scale, epilogue_.at(flat + at), call_.stream);
+        });
+      });
+    });
   }
 
   template <class Partial, class First, class Done, class Second>
@@ -140,11 +173,29 @@ class Runs {
     }
   }
 
-  // Calls f(outer, start, length) for the runs of a piece, or the parts of runs.
+  // Runs of n elements that share parameters, from these offsets on.
+  struct Place {
+    Size x, dy, flat, n, index;
+    Several several;
+  };
+
+  // Calls f(place) for the runs of a piece, or the parts of runs.
   template <class F>
-  void each_run(Size piece, F&& f) const {
+  void each_place(Size s, Size piece, F&& f) const {
+    bool together = parameters_.same_for_runs();
     each_chunk(piece, [&](Size outer, Size runs, Size start, Size length) {
-      for (Size r = 0; r < runs; ++r) f(outer + r, start, length);
+      for (Size r = 0; r < runs; r += together ? runs : 1) {
+        Size x = offset(plan_.x, s, outer + r) + start, dy = offset(plan_.dy, s, outer + r) + start;
+        Size flat = offset(plan_.dense, s, outer + r) + start;
+        if (together) {
+          Several several{runs, plan_.x.outer, plan_.dy.outer, plan_.dense.outer, 0};
+          f(Place{x, dy, flat, length, parameters_.index(flat), several});
+        } else {
+          parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
+            f(Place{x + at, dy + at, flat + at, n, index, {}});
+          });
+        }
+      }
     });
   }
 
@@ -171,28 +222,19 @@ class Runs {
   }
 
   void apply(Size s, Size piece, const Center& center) const {
-    each_run(piece, [&](Size outer, Size start, Size length) {
-      const T* x = x_ + offset(plan_.x, s, outer) + start;
-      Size flat = offset(plan_.dense, s, outer) + start;
-      parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
-        with_scale(parameters_, index, [&](const auto& scale) {
-          apply_run(x + at, out_ + flat + at, n, center, scale, epilogue_.at(flat + at),
-                    call_.stream);
-        });
+    each_place(s, piece, [&](const Place& p) {
+      with_scale(parameters_, p.index, [&](const auto& scale) {
+        apply_runs(x_ + p.x, out_ + p.flat, p.n, p.several, &center, scale, epilogue_.at(p.flat),
+                   call_.stream);
       });
     });
   }
 
   void grad_input(Size s, Size piece, const Center& center, const Pull& pull) const {
-    each_run(piece, [&](Size outer, Size start, Size length) {
-      const T* dy = dy_ + offset(plan_.dy, s, outer) + start;
-      const T* x = x_ ? x_ + offset(plan_.x, s, outer) + start : nullptr;
-      Size flat = offset(plan_.dense, s, outer) + start;
-      parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
-        with_scale(parameters_, index, [&](const auto& scale) {
-          grad_input_run(dy + at, x ? x + at : nullptr, out_ + flat + at, n, center, pull, scale,
-                         epilogue_.at(flat + at), call_.stream);
-        });
+    each_place(s, piece, [&](const Place& p) {
+      with_scale(parameters_, p.index, [&](const auto& scale) {
+        grad_input_runs(dy_ + p.dy, x_ ? x_ + p.x : nullptr, out_ + p.flat, p.n, p.several, &center,
+                        &pull, scale, epilogue_.at(p.flat), call_.stream);
       });
     });
   }

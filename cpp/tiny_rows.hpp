@@ -57,7 +57,7 @@ class TinyRows {
 
  private:
   using R = Real<T>;
-  static constexpr Size kRows = 64, kInner = 48, kTilesPerBlock = 64;
+  static constexpr Size kRows = 64, kInner = kTurnedRow, kTilesPerBlock = 64;
 
   // Rows [first, first + count) of one batch index, and what is known of them; row i of x is element i of
   // each.

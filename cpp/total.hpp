@@ -28,23 +28,33 @@ struct Total {
   double value() const { return horizontal<double>(low + high); }
 };
 
-// Calls f(i, lanes, chain) for the vectors of [0, n), and flush() before a chain has too many links.
+// Calls f(run, i, lanes, chain) for the vectors of `runs` of n elements, and flush() before a chain has too many
+// links; short runs share a flush.
 template <class R, class F, class Flush>
-inline void each_link(Size n, F&& f, Flush&& flush) {
+inline void each_link(Size runs, Size n, F&& f, Flush&& flush) {
   constexpr int L = kLanes<R>;
   constexpr Size block = Size{L} * kChains * kLinks;
-  for (Size start = 0; start < n; start += block) {
-    Size stop = start + block < n ? start + block : n, i = start;
-    for (; i + kChains * L <= stop; i += kChains * L) {
-      f(i, Full{}, 0);
-      f(i + L, Full{}, 1);
-      f(i + 2 * L, Full{}, 2);
-      f(i + 3 * L, Full{}, 3);
+  Size together = n < block ? kLinks / (n / (L * kChains) + 3) : 1, unflushed = 0;
+  for (Size run = 0; run < runs; ++run) {
+    for (Size start = 0; start < n; start += block) {
+      Size stop = start + block < n ? start + block : n, i = start;
+      for (; i + kChains * L <= stop; i += kChains * L) {
+        f(run, i, Full{}, 0);
+        f(run, i + L, Full{}, 1);
+        f(run, i + 2 * L, Full{}, 2);
+        f(run, i + 3 * L, Full{}, 3);
+      }
+      for (; i + L <= stop; i += L) f(run, i, Full{}, 0);
+      if (i < stop) f(run, i, Part{int(stop - i)}, 3);
+      if (++unflushed >= together || run + 1 == runs) flush(), unflushed = 0;
     }
-    for (; i + L <= stop; i += L) f(i, Full{}, 0);
-    if (i < stop) f(i, Part{int(stop - i)}, 3);
-    flush();
   }
+}
+
+template <class R, class F, class Flush>
+inline void each_link(Size n, F&& f, Flush&& flush) {
+  auto single = [&](Size, Size i, auto lanes, int chain) { f(i, lanes, chain); };
+  each_link<R>(1, n, single, flush);
 }
 
 }  // namespace evenorm::EVENORM_ISA

@@ -12,8 +12,13 @@
 #include <arm_neon.h>
 #endif
 
-// A loop over vectors: all that it calls becomes part of it, and it of nothing.
+// A loop over vectors: all that it calls becomes part of it, and it of nothing. Not so where a sanitizer
+// wraps every load, since compilation would take an hour.
+#if defined(__SANITIZE_ADDRESS__)
+#define EVENORM_LOOP
+#else
 #define EVENORM_LOOP __attribute__((flatten, noinline))
+#endif
 
 namespace evenorm::EVENORM_ISA {
 

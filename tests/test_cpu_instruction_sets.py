@@ -206,3 +206,14 @@ def test_streamed_stores_give_the_same_bits(isa: str, stream: int) -> None:
         _cpu.set_stream_bytes(before)
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_denormal_input(isa: str, place: str) -> None:
+    """The rest of a mean of 1e-41 has no digits in float32."""
+    pattern, affine, given = operands(place, torch.float32)
+    x = 1e-40 * given["x"]
+    y, *_ = cpu.forward(x, pattern, True, 1e-5, Finish(affine, Epilogue()))
+    expected, *_ = eager.forward(x.double(), pattern, True, 1e-5, Finish(affine, Epilogue()))
+    assert expected.abs().max() > 1e-38
+    assert (y.double() - expected).abs().max() <= 2e-7 * expected.abs().max()
