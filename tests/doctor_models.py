@@ -1,16 +1,15 @@
 """The same model in another dress: under other class names, and inside a larger one."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evenorm.doctor.examination import Examination
-from evenorm.doctor.examine import examine
 from evenorm.doctor.inputs import mapped
-from evenorm.doctor.monitor import Monitor
 from evenorm.doctor.rule import Specimen
+from evenorm.doctor.specimens import examined
 
 
 def renamed(model: nn.Module) -> nn.Module:
@@ -46,17 +45,6 @@ class Larger(nn.Module):
             return y + offset.to(y.dtype) if y.is_floating_point() else y
 
         return mapped(self.parts[0](*args, **kwargs), add)
-
-
-def examined(specimen: Specimen, model: nn.Module, code: str, options: Mapping[str, Any] | None = None) -> Examination:
-    """What one rule says of a specimen, in whatever dress its model wears."""
-    options = specimen.options(model) if options is None else options
-    if specimen.loop is None:
-        return examine(model, specimen.batch, select=[code], **options)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    with Monitor(model, optimizer) as monitor:
-        specimen.loop(model, optimizer)
-    return monitor.examination(select=[code], **options)
 
 
 DRESSES: dict[str, Callable[[nn.Module], nn.Module]] = {

@@ -2,8 +2,10 @@
 
 import pytest
 
-from doctor_models import dressed, examined
+from doctor_models import dressed
+from evenorm.doctor.documentation import index, page
 from evenorm.doctor.rule import HEADINGS, Rule, rules
+from evenorm.doctor.specimens import examined
 
 ALL = [pytest.param(rule, id=rule.code) for rule in rules()]
 
@@ -52,3 +54,12 @@ def test_reads_like_every_rule(rule: Rule) -> None:
 def test_codes_are_unique() -> None:
     codes = [rule.code for rule in rules()]
     assert codes == sorted(set(codes))
+
+
+def test_a_page_has_what_the_rule_really_says() -> None:
+    rule = next(rule for rule in rules() if rule.code == "EN112")
+    text = page(rule)
+    assert "error EN112 momentum=0.99 keeps 0.01 of the past" in text
+    assert "[pytorch/vision#8250](https://github.com/pytorch/vision/issues/8250)" in text
+    assert text.count("## ") == len(HEADINGS) + 2
+    assert "[EN112](en112.md)" in index()

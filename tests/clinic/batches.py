@@ -134,7 +134,9 @@ def a_bottleneck_computed_twice(health: Health) -> Examination:
             return self.conv(self.norm(x).relu()).relu()
 
         def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = checkpoint(self.bottleneck, x, use_reentrant=False) if health == "ailing" else self.bottleneck(x)
+            y: Tensor = (
+                checkpoint(self.bottleneck, x, use_reentrant=False) if health == "ailing" else self.bottleneck(x)
+            )
             return self.head(y)
 
     return examine(Dense(), next(images())[0].requires_grad_())

@@ -48,7 +48,7 @@ def check(subject: Subject) -> Iterator[Symptom]:
     if not initial:
         return
     others = len(initial) < sum(mean is not None for mean, _ in held.values())
-    guilty = [site for site in initial if (others or _trained(site)) and _differs(subject, site)]
+    guilty = [site for site in initial if (others or _trained(site, checkpoint)) and _differs(subject, site)]
     if guilty:
         yield Symptom(
             guilty[0].path,
@@ -65,9 +65,9 @@ def is_initial(mean: Tensor | None, variance: Tensor | None) -> bool:
     return bool((mean == 0).all() and (variance == 1).all())
 
 
-def _trained(site: Site) -> bool:
+def _trained(site: Site, checkpoint: Checkpoint | None) -> bool:
     """Whether the affine has moved as only training moves it: a bias that differs between channels."""
-    bias = site.bias
+    bias = site.bias if checkpoint is None else checkpoint.tensors.get(f"{site.path}.bias" if site.path else "bias")
     return bias is not None and bias.numel() > 1 and bool(bias.std() > 0) and bool((bias != 0).all())
 
 
