@@ -1,8 +1,16 @@
 """Seeds, Hypothesis' settings, and the order: what is smallest runs first."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import settings
+
+from browser import browser
+
+# Programs that tests start.
+collect_ignore = ["rank.py"]
 
 # A slow machine is no fault; the same examples on every run.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=20)
@@ -12,6 +20,13 @@ settings.load_profile("suite")
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser, closed after each module: Playwright keeps an event loop running that other tests would meet."""
+    with browser() as started:
+        yield started
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
