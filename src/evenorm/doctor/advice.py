@@ -96,8 +96,8 @@ def _for_batch_norms(subject: Subject, calls: list[Call]) -> Advice:
     vectors = len(least.shape) < 3
     noise = (2 * values) ** -0.5
     measured = (
-        f"{values} values per channel at {least.site.path or 'the root'} with a batch of {size}: the scale is uncertain "
-        f"by {noise:.0%}"
+        f"{values} values per channel at {least.site.path or 'the root'} with a batch of {size}: the scale is "
+        f"uncertain by {noise:.0%}"
     )
     if size == 1:
         return Advice(
