@@ -5,6 +5,9 @@
 torch.Size([4, 8, 5, 5])
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from evenorm.pattern import Pattern, PatternError
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
@@ -45,22 +48,20 @@ from evenorm.layers import (
 )
 from evenorm.weights import spectral_norm, weight_norm
 from evenorm.explain import Explanation, explain
-from evenorm.surgery import (
-    Proof,
-    ProofError,
-    SurgeryReport,
-    accelerate,
-    convert,
-    drop_dead_bias,
-    fix_momentum,
-    fold,
-    freeze,
-    recalibrate,
-    revert,
-    split_weight_decay,
-    unfreeze,
-)
-from evenorm.doctor import Examination, Finding, Monitor, examine
+
+if TYPE_CHECKING:
+    from evenorm.surgery.accelerate import accelerate, revert
+    from evenorm.surgery.convert import convert
+    from evenorm.surgery.fold import fold
+    from evenorm.surgery.freeze import freeze, unfreeze
+    from evenorm.surgery.proof import Proof, ProofError
+    from evenorm.surgery.recalibrate import recalibrate
+    from evenorm.surgery.report import SurgeryReport
+    from evenorm.surgery.tidy import drop_dead_bias, fix_momentum, split_weight_decay
+    from evenorm.doctor.examination import Examination
+    from evenorm.doctor.examine import examine
+    from evenorm.doctor.finding import Finding
+    from evenorm.doctor.monitor import Monitor
 
 __all__ = [
     "Accumulated",
@@ -120,3 +121,35 @@ __all__ = [
     "unfreeze",
     "weight_norm",
 ]
+
+# What works on whole models is loaded when it is first asked for, so that a layer costs no more than a layer.
+_LATER = {
+    "surgery": (
+        "Proof",
+        "ProofError",
+        "SurgeryReport",
+        "accelerate",
+        "convert",
+        "drop_dead_bias",
+        "fix_momentum",
+        "fold",
+        "freeze",
+        "recalibrate",
+        "revert",
+        "split_weight_decay",
+        "unfreeze",
+    ),
+    "doctor": ("Examination", "Finding", "Monitor", "examine"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for room, names in _LATER.items():
+        if name == room or name in names:
+            module = import_module(f"evenorm.{room}")
+            return module if name == room else getattr(module, name)
+    raise AttributeError(f"module 'evenorm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
