@@ -45,7 +45,8 @@ def check(subject: Subject) -> Iterator[Symptom]:
     """Look at each synchronized norm's children, and at the reference."""
     lost = {swap.after.path: swap for swap in subject.probe(swaps)}
     for site in subject.sites:
-        if type(site.module).forward is not nn.SyncBatchNorm.forward:
+        synchronized = isinstance(site.module, nn.SyncBatchNorm)
+        if not synchronized or type(site.module).forward is not nn.SyncBatchNorm.forward:
             continue
         swap, idle = lost.get(site.path), _idle(subject, site)
         if swap is not None:
