@@ -1,33 +1,21 @@
-"""The explorer's page in a browser: its arithmetic against the reference and the layers, its manners."""
+"""The explorer's page: one file, its manners in a browser, what a person does with it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
-import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import evenorm  # noqa: F401 — the page's code names it
-from browser import MISSING, NARROW, WIDE, Opened, browser, opened, violations
-from evenorm import Affine, Pattern, PatternError
+from browser import MISSING, NARROW, WIDE, Opened, opened, violations
+from evenorm import Pattern, PatternError
 from evenorm.cli import app
-from evenorm.kernels import reference
 from evenorm.lab.explorer.page import page, write
-from patterns import patterns
 
 IN_A_BROWSER = [pytest.mark.browser, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
-NORMALIZERS = ("batch", "ghost", "layer", "rms", "instance", "group", "layer2d", "rms2d", "qk")
-
-Open = Callable[..., Opened]
 
 
 @pytest.fixture(scope="module")
@@ -35,54 +23,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("explorer") / "explorer.html"
     write(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def desk(chromium: Any, file: Path) -> Iterator[Opened]:
-    """One page for all tests that only compute."""
-    with opened(chromium, file) as shown:
-        yield shown
-
-
-def computed(shown: Opened, module: str, expression: str, argument: Any = None) -> Any:
-    """What an expression says of a module's names, the ``argument`` given."""
-    script = f"async (argument) => {{ const module = await import('explorer/{module}'); return {expression}; }}"
-    return shown.page.evaluate(script, argument)
-
-
-def scene(shown: Opened, fragment: str) -> dict[str, Any]:
-    """What the page computes for an address, the batches of its history, and what it says of it."""
-    found: dict[str, Any] = computed(
-        shown,
-        "scene",
-        """(async (fragment) => {
-            const { fromFragment } = await import("explorer/state");
-            const { code, sentence } = await import("explorer/normalizers");
-            const state = fromFragment(fragment);
-            const scene = module.compute(state);
-            const list = (values) => (values ? [...values] : null);
-            const drawn = (step) => list(scene.source.draw(step, 1, step + 1));
-            return {
-                shape: scene.shape, x: list(scene.x), y: list(scene.y),
-                weight: list(scene.parameters.weight), bias: list(scene.parameters.bias),
-                mean: list(scene.history?.mean), variance: list(scene.history?.variance),
-                batches: Array.from({ length: state.updates }, (_, step) => drawn(step)),
-                code: code(state, scene.made), sentence: sentence(scene.made, state.momentum),
-            };
-        })(argument)""",
-        fragment,
-    )
-    return found
-
-
-def tensor(values: list[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_one_file_without_addresses() -> None:
@@ -114,115 +54,6 @@ def test_modules_are_short_and_all_are_used() -> None:
     assert imported == modules.keys() - {"explorer"}
 
 
-class TestArithmetic:
-    pytestmark = IN_A_BROWSER
-
-    @settings(max_examples=100)
-    @given(pattern=patterns(), data=st.data())
-    def test_is_the_reference(self, desk: Opened, pattern: Pattern, data: st.DataObject) -> None:
-        shape = tuple(
-            int(np.prod([f.size or data.draw(st.integers(1, 4)) for f in axis.factors])) for axis in pattern.axes
-        )
-        random = np.random.default_rng(data.draw(st.integers(0, 999)))
-        names = data.draw(st.lists(st.sampled_from(pattern.names), unique=True, max_size=3))
-        affine, sizes = Affine(tuple(names)), pattern.bind(shape).sizes(names)
-        x = random.normal(data.draw(st.sampled_from((0.0, 1.0, 1e3))), 1.0, shape)
-        weight, bias = (random.normal(size=sizes) if names else None for _ in range(2))
-        centered, eps = data.draw(st.booleans()), data.draw(st.sampled_from((1e-5, 1e-3, 1.0)))
-        lists = {
-            name: None if value is None else value.ravel().tolist()
-            for name, value in (("x", x), ("weight", weight), ("bias", bias))
-        }
-        found = computed(
-            desk,
-            "formula",
-            """(async ({ text, shape, x, affine, weight, bias, centered, eps }) => {
-                const { Pattern } = await import("explorer/pattern");
-                const { layout } = await import("explorer/layout");
-                const lying = layout({ pattern: Pattern.parse(text), affine, history: [], chunk: null }, shape);
-                const { moments, y } = module.forward(Float64Array.from(x), lying, { centered, eps, weight, bias });
-                return { mean: [...moments.mean], m2: [...moments.m2], y: [...y] };
-            })(argument)""",
-            {"text": pattern.text, "shape": shape, "affine": names, "centered": centered, "eps": eps, **lists},
-        )
-        mean, m2 = reference.moments(x, pattern, centered)
-        y = reference.forward(x, pattern, weight, bias, affine=affine, eps=eps, centered=centered)
-        # Sums in another order: so many roundings of the largest value, scaled as y is.
-        rounding = 4 * np.finfo(float).eps * np.sqrt(x.size)
-        largest = np.abs(x).max()
-        np.testing.assert_allclose(found["mean"], mean.ravel(), rtol=0, atol=rounding * largest)
-        np.testing.assert_allclose(found["m2"], m2.ravel(), rtol=rounding, atol=rounding * largest)
-        scale = 1.0 if weight is None else np.abs(weight).max()
-        np.testing.assert_allclose(found["y"], y.ravel(), rtol=rounding, atol=rounding * largest * scale / np.sqrt(eps))
-
-    @settings(max_examples=200)
-    @given(pattern=patterns(), data=st.data())
-    def test_reads_patterns_as_python_does(self, desk: Opened, pattern: Pattern, data: st.DataObject) -> None:
-        """Canonical text, or the same words with the caret in the same place; patterns with a few changes at random."""
-        text = pattern.text
-        for _ in range(data.draw(st.integers(0, 3))):
-            at = data.draw(st.integers(0, len(text)))
-            put = data.draw(st.sampled_from(["", "[", "]", "(", ")", " ", "a", "...", "=", "=2", "é", "€", "'", "0"]))
-            text = text[:at] + put + text[at + data.draw(st.integers(0, 2)) :]
-        shape = tuple(data.draw(st.lists(st.integers(1, 6), max_size=5)))
-        wanted: dict[str, Any]
-        try:
-            parsed = Pattern.parse(text)
-            binding = parsed.bind(shape)
-            wanted = {"text": parsed.text, "shape": list(binding.shape), "reduced": list(binding.reduced)}
-        except PatternError as fault:
-            wanted = {"message": fault.message, "text": fault.text, "at": fault.at}
-        found = computed(
-            desk,
-            "pattern",
-            """(([text, shape]) => {
-                try {
-                    const pattern = module.Pattern.parse(text);
-                    const { shape: split, reduced } = pattern.bind(shape);
-                    return { text: pattern.text, shape: split, reduced };
-                } catch (fault) {
-                    if (!(fault instanceof module.PatternError)) throw fault;
-                    return { message: fault.message, text: fault.text, at: fault.at };
-                }
-            })(argument)""",
-            [text, list(shape)],
-        )
-        assert found == wanted
-
-    @pytest.mark.parametrize("momentum", ["0.1", "0.75", "none"])
-    @pytest.mark.parametrize(("norm", "shape"), [("batch", "4,6,2,3"), ("ghost", "5,4,2"), ("instance", "3,2,4,2")])
-    def test_history_is_the_layers(self, desk: Opened, norm: str, shape: str, momentum: str) -> None:
-        """Five batches through the page and through the layer; then evaluation, with γ and β."""
-        channels = int(shape.split(",")[1])
-        weight, bias = (",".join(f"{v:.8g}" for v in torch.randn(channels)) for _ in range(2))
-        asked = {"norm": norm, "shape": shape, "momentum": momentum, "weight": weight, "bias": bias}
-        shown = scene(desk, urlencode({**asked, "updates": 5, "mode": "eval", "motion": "drift", "eps": 0.001}))
-        layer = eval(shown["code"]).double()
-        with torch.no_grad():
-            for batch in shown["batches"]:
-                layer(tensor(batch).reshape(shown["shape"]))
-            layer.weight.copy_(tensor(shown["weight"]))
-            layer.bias.copy_(tensor(shown["bias"]))
-            y = layer.eval()(tensor(shown["x"]).reshape(shown["shape"]))
-        np.testing.assert_allclose(shown["mean"], layer.running_mean, rtol=1e-12)
-        np.testing.assert_allclose(shown["variance"], layer.running_var, rtol=1e-12)
-        np.testing.assert_allclose(shown["y"], y.ravel(), rtol=1e-11, atol=1e-11)
-
-    @pytest.mark.parametrize("norm", NORMALIZERS)
-    def test_code_makes_what_is_shown(self, desk: Opened, norm: str) -> None:
-        """The line of Python makes a layer with the page's recipe, whose output is the page's."""
-        shown = scene(desk, f"norm={norm}")
-        layer = eval(shown["code"]).double()
-        text, *parts = str(layer.recipe).split(" | ")
-        pattern, *said = shown["sentence"]
-        assert Pattern.parse(pattern).bind(shown["shape"]) == Pattern.parse(text).bind(shown["shape"])
-        # An eps that is none is the dtype's, which the page gives for float32.
-        assert [part.replace("machine eps", "eps 1.19209e-07") for part in parts] == said
-        y = layer(tensor(shown["x"]).reshape(shown["shape"])).detach()
-        bound = 2e-6 if "machine eps" in parts else 1e-11
-        np.testing.assert_allclose(shown["y"], y.ravel(), rtol=bound, atol=bound)
-
-
 def drawn(shown: Opened, selector: str) -> str:
     return str(shown.page.inner_text(selector))
 
@@ -244,7 +75,7 @@ def turn_to(shown: Opened, fragment: str) -> None:
 VIEWS = [
     *("", "norm=ghost&shape=5,4,2,2&mode=eval", "norm=layer&show=y", "norm=rms&show=x", "norm=group"),
     *("norm=instance", "norm=qk", "norm=layer2d&shift=3", "pattern=n+(c+[h]", "shape=1,6&momentum=none"),
-    *("norm=free&pattern=[...]&affine=&history=&shape=5", "spread=0&eps=0&shift=1", "shape=16,3,4,4&updates=60"),
+    *("norm=free&pattern=[...]&affine=&history=&shape=5", "spread=0&eps=0&shift=1", "shape=16,3,4,4&updates=60&show=y"),
 ]
 AUDITED = ("", "pattern=n+(c+[h]")
 
@@ -304,7 +135,16 @@ class TestPage:
 
     def test_a_fault_is_python_s(self, chromium: Any, file: Path) -> None:
         with opened(chromium, file) as shown:
-            for text in ("[n] c (", "[n] c [n]", "[n] c h w d", "n (c [...])"):
+            for text in (
+                "[n] c (",
+                "[n] c [n]",
+                "[n] c ( )",
+                "n [c=0]",
+                "[n] c )",
+                "n [(c)]",
+                "[n] c h w d",
+                "n ([c] d)",
+            ):
                 shown.page.fill("#pattern", text)
                 with pytest.raises(PatternError) as caught:
                     Pattern.parse(text).bind((4, 6, 2, 3))
