@@ -21,7 +21,7 @@ from evenorm.kernels import Finish, cpu, eager
 if not cpu.available():
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
-from evenorm import _cpu  # type: ignore[attr-defined]
+from evenorm import _cpu
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

@@ -67,7 +67,7 @@ def test_the_walk_sees_the_losses_and_gradients_on_the_way() -> None:
         there = copy.deepcopy(start)
         with torch.no_grad():
             for parameter, slope in zip(there.parameters(), here, strict=True):
-                parameter -= length * slope
+                parameter.sub_(length * slope)
         loss = cross_entropy(there(x), labels)
         slopes = torch.autograd.grad(loss, list(there.parameters()))
         losses.append(float(loss.detach()))

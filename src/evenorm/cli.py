@@ -149,7 +149,7 @@ def explorer(
 @app.command()
 def bench(
     suites: Annotated[
-        list[str], typer.Argument(metavar="[layers|fused|models]…", help="Suites to run.", show_default="all")
+        list[str], typer.Argument(metavar="[layers|fused|models|dist]…", help="Suites to run.", show_default="all")
     ] = ["layers", "fused", "models"],  # noqa: B006
     against: Annotated[
         str, typer.Option(metavar="PEER,…", help="Peers, those that are installed.")
@@ -353,7 +353,7 @@ def examine(
     fix: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Make the safe fixes; write the weights as safetensors.")
     ] = None,
-    table: Annotated[bool, typer.Option("--table", help="Show each normalizer's figures on the batch instead.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Show each normalizer's figures on the batch.")] = False,
     advise: Annotated[bool, typer.Option("--advise", help="Say which normalizer the model calls for instead.")] = False,
     rules: Annotated[bool, typer.Option("--rules", help="List the rules.")] = False,
     explain: Annotated[str | None, typer.Option(metavar="EN112", help="Explain a rule.")] = None,

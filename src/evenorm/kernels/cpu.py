@@ -43,7 +43,7 @@ name = "cpu"
 
 _cpu: ModuleType | None
 try:
-    from evenorm import _cpu  # type: ignore[attr-defined, no-redef]
+    from evenorm import _cpu  # type: ignore[no-redef]
 except ImportError:
     _cpu = None
 
