@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import evenorm
 from cases import CASES, case
+from evenorm import kernels
+from evenorm.kernels import cpu
 from evenorm.layers import Layer
 from evenorm.operator import Straight
 from kernels_here import WITHOUT_EXTENSION
@@ -183,3 +185,13 @@ def test_a_layer_that_was_called_is_copied_and_saved() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(twin(x), loaded(x))
+
+
+def test_without_the_extension_calls_go_the_whole_way(monkeypatch: pytest.MonkeyPatch, taken: list[str]) -> None:
+    monkeypatch.setattr(cpu, "_cpu", None)
+    kernels._choose.cache_clear()
+    layer, x = evenorm.LayerNorm(6), torch.randn(4, 6)
+    torch.testing.assert_close(layer(x), torch.nn.functional.layer_norm(x, (6,)))
+    torch.testing.assert_close(layer(x), torch.nn.functional.layer_norm(x, (6,)))
+    assert not taken
+    kernels._choose.cache_clear()

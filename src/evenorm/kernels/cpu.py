@@ -117,6 +117,8 @@ def straight(
     grad_strides: Strides | None,
 ) -> Any | None:
     """The extension's kernel, where every operand of a call lies as the extension wants it; else ``None``."""
+    if declines(Signature.of(x), pattern, affine) is not None:
+        return None
     if isinstance(_planned(pattern, affine, x.shape, x.stride(), grad_strides), str):
         return None
     plan, native = _prepared(
