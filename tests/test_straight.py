@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -46,6 +47,14 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return kinds
 
 
+@contextmanager
+def whole_way() -> Iterator[None]:
+    """No call goes straight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Layer, "_straight", lambda *_: None)
+        yield
+
+
 def results(layer: Layer, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
     """Everything that a call gives."""
     x = x.detach().requires_grad_()
@@ -64,10 +73,11 @@ def test_the_same_bits(name: str, dtype: torch.dtype, training: bool) -> None:
     case, form = FORMATS[name]
     layer = case.layer(dtype).train(training)
     for _ in range(2):
-        # The twin has never been called, so it goes the whole way.
         twin = copy.deepcopy(layer)
         x, dy = (torch.randn(case.shape).to(dtype).contiguous(**form) for _ in range(2))
-        found, wanted = results(layer, x, dy), results(twin, x, dy)
+        found = results(layer, x, dy)
+        with whole_way():
+            wanted = results(twin, x, dy)
         for part, value in wanted.items():
             if part.startswith("running") and dtype == torch.float64:
                 # torch.lerp rounds once or twice, by the processor and the place in the tensor.
@@ -91,14 +101,14 @@ def test_the_same_bits(name: str, dtype: torch.dtype, training: bool) -> None:
     ],
 )
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "bare"])
-def test_taken_from_the_second_call_on(
+def test_taken_where_it_may_be(
     make: Callable[[], Layer], training: bool, kind: str, recorded: bool, taken: list[str]
 ) -> None:
     layer = make().train(training)
     with torch.set_grad_enabled(recorded):
         for _ in range(3):
             layer(torch.randn(4, 6, 5, 5))
-    assert taken == [kind, kind]
+    assert taken == [kind] * 3
 
 
 def test_gradients_to_the_second_order(taken: list[str]) -> None:
@@ -144,9 +154,12 @@ def test_what_changes_counts_at_once(change: str) -> None:
     results(layer, x, dy)
     CHANGES[change](layer)
     twin = copy.deepcopy(layer)
-    found, wanted = results(layer, x.to(x.dtype), dy), results(twin, x, dy)
+    found = results(layer, x, dy)
+    with whole_way():
+        wanted = results(twin, x, dy)
     for name, value in wanted.items():
-        assert torch.equal(found[name], value), name
+        # Of a history in float64 the last bit may differ: see above.
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-15 if name.startswith("running") else 0)
 
 
 def test_transforms_and_modes_go_the_whole_way(taken: list[str]) -> None:
@@ -168,7 +181,7 @@ def test_not_finite_is_not_taken_in(taken: list[str]) -> None:
     before = {name: b.clone() for name, b in layer.state_dict().items()}
     with pytest.warns(RuntimeWarning, match="not finite"):
         layer(x.where(x < 0, torch.inf))
-    assert taken == ["observed"]
+    assert taken == ["observed", "observed"]
     assert all(torch.equal(before[name], b) for name, b in layer.state_dict().items())
     assert layer.get_buffer("num_batches_skipped") == 1
 
