@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evenorm.doctor.inputs import Inputs
+from evenorm.doctor.modes import evaluate
 from evenorm.doctor.record import Record
 from evenorm.doctor.sites import Site, find_sites
 from evenorm.doctor.snapshot import Snapshot
@@ -123,12 +124,12 @@ class Subject:
         if self.inputs is None:
             return None
         with self.experiment() as model:
-            model.eval()
+            evaluate(model)
             found = trace(model, self.inputs, self.sites)
         return found if found.failure is None else None
 
     def answer(
-        self, inputs: Inputs, prepare: Callable[[nn.Module], object] = nn.Module.eval, *, seed: int = 0
+        self, inputs: Inputs, prepare: Callable[[nn.Module], object] = evaluate, *, seed: int = 0
     ) -> list[Tensor] | None:
         """The model's floating-point outputs without gradients, in evaluation unless prepared otherwise.
 

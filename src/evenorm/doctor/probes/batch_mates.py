@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from evenorm.doctor.modes import evaluate
 from evenorm.doctor.subject import Subject
 
 __all__ = ["BatchMates", "batch_mates", "batch_mates_in_evaluation"]
@@ -37,7 +38,7 @@ def batch_mates(subject: Subject) -> BatchMates | None:
 
 def batch_mates_in_evaluation(subject: Subject) -> BatchMates | None:
     """After ``eval()``, likewise."""
-    return _compared(subject, nn.Module.eval)
+    return _compared(subject, evaluate)
 
 
 def _compared(subject: Subject, prepare: Callable[[nn.Module], object]) -> BatchMates | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evenorm.doctor.inputs import Inputs, tensors
+from evenorm.doctor.modes import evaluate
 from evenorm.doctor.sites import Site
 from evenorm.doctor.subject import Subject
 
@@ -53,7 +54,7 @@ def _with_another_end(inputs: Inputs, first: Tensor, axis: int) -> Inputs:
 
 def _is_causal_without_norms(subject: Subject, inputs: Inputs, other: Inputs) -> bool:
     def bypass(model: nn.Module) -> None:
-        model.eval()
+        evaluate(model)
         for site in subject.sites:
             site.module.register_forward_hook(_input_instead, with_kwargs=True)
 
@@ -109,7 +110,7 @@ def _seen(subject: Subject, inputs: Inputs) -> list[tuple[Site, Tensor, Tensor]]
         return note
 
     def watch(model: nn.Module) -> None:
-        model.eval()
+        evaluate(model)
         for site in subject.sites:
             site.module.register_forward_hook(noting(site), with_kwargs=True)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenorm.doctor.modes import evaluate
 from evenorm.doctor.probes.alone import alone, answer, sample
 from evenorm.doctor.sites import Site
 from evenorm.doctor.snapshot import undisturbed
@@ -42,9 +43,9 @@ def equivalence(subject: Subject) -> Equivalence | None:
     reference, inputs = subject.reference, subject.inputs
     if reference is None or inputs is None or _is_quantized(subject.model):
         return None
-    found = subject.answer(inputs, _evaluating)
+    found = subject.answer(inputs, evaluate)
     with undisturbed(reference):
-        _evaluating(reference)
+        evaluate(reference)
         expected = trace(reference, inputs, ())
     if found is None or expected.failure is not None or len(found) != len(expected.outputs) or not found:
         return None
@@ -53,12 +54,6 @@ def equivalence(subject: Subject) -> Equivalence | None:
     histories = [b for name, b in reference.named_buffers() if name.endswith(("running_mean", "running_var"))]
     fresh = bool(histories) and all(bool(((b == 0) | (b == 1)).all()) for b in histories)
     return Equivalence(max(errors), tolerance, fresh)
-
-
-def _evaluating(model: nn.Module) -> None:
-    """Exported graphs refuse to change their mode."""
-    if not isinstance(model, torch.fx.GraphModule) or "train" not in vars(model):
-        model.eval()
 
 
 def _is_quantized(model: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evenorm.doctor.inputs import Inputs, tensors
+from evenorm.doctor.modes import evaluate
 from evenorm.doctor.probes.batch_mates import TOLERANCE
 from evenorm.doctor.subject import Subject
 
@@ -53,7 +54,7 @@ def _visited(subject: Subject, inputs: Inputs, see: Callable[[tuple[str, int], T
         return visit
 
     with subject.experiment() as model, ExitStack() as exits, torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        model.eval()
+        evaluate(model)
         for path, module in model.named_modules():
             exits.callback(module.register_forward_hook(visitor(path)).remove)
         inputs(model)

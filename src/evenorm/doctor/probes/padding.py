@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evenorm.doctor.inputs import Inputs, tensors
+from evenorm.doctor.modes import evaluate
 from evenorm.doctor.sites import Site
 from evenorm.doctor.subject import Subject
 
@@ -141,7 +142,7 @@ def _extended(inputs: Inputs, replaced: dict[int, Tensor], valid: Tensor) -> Pad
 def _prepare(subject: Subject, model: nn.Module) -> None:
     """Evaluation, but for the normalizers of a model that trains."""
     learning = [site for site in subject.sites if site.training or not model.training]
-    model.eval()
+    evaluate(model)
     for site in learning if subject.trains else []:
         site.module.train()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from evenorm.doctor.modes import evaluate
 from evenorm.doctor.subject import Subject
 from evenorm.doctor.trace import trace
 
@@ -16,7 +17,7 @@ def impure(subject: Subject) -> tuple[str, ...]:
         return ()
     kept = [site for site in subject.sites if site.remembers]
     with subject.experiment() as model:
-        model.eval()
+        evaluate(model)
         before = [_statistics(site.running_mean, site.running_var) for site in kept]
         trace(model, subject.inputs, ())
         after = [_statistics(site.running_mean, site.running_var) for site in kept]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from evenorm.doctor.modes import evaluate
 from evenorm.doctor.sites import Site, find_sites
 from evenorm.doctor.subject import Subject
 
@@ -46,7 +47,7 @@ def _seen(subject: Subject) -> list[tuple[Site, bool]]:
     inputs = subject.inputs
     assert inputs is not None
     with subject.experiment() as model, torch.enable_grad(), _watched(model, found):
-        model.eval()
+        evaluate(model)
         try:
             inputs(model)
         except Exception:
