@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -68,10 +70,10 @@ def measure(setting: Setting, seed: int) -> Observation:
             curve = f"{name}, gain {gain:g}"
             found.curves["saturated"][curve] = (saturation.steps, saturation.shares)
             found.curves["accuracy"][curve] = (watch.steps, [100 * share for share in watch.shares])
-            shares[name].append(float(np.mean(saturation.shares)))
+            shares[name].append(fmean(saturation.shares))
             reached[curve] = watch.reached(TARGET) or steps
             found.figures[f"steps to 90 %, {curve}"] = reached[curve]
-    found.effects["kept"] = float(np.mean(shares["none"]) - np.mean(shares["batch"]))
+    found.effects["kept"] = fmean(shares["none"]) - fmean(shares["batch"])
     found.effects["started"] = shares["none"][0] - shares["batch"][0]
     found.effects["stuck"] = reached["none, gain 10"] / reached["batch, gain 10"]
     return found
