@@ -270,7 +270,7 @@ def _step(recipe: Recipe, source: Source, x: Tensor, history: History | None, ta
     group: Group | None = None if source.synced is None else source.synced.group
     if group is not None and group.size == 1:
         group = None
-    past = renormed = None
+    renormed = None
     if source.window is not None:
         lane = current()
         if lane is not None:
@@ -284,8 +284,6 @@ def _step(recipe: Recipe, source: Source, x: Tensor, history: History | None, ta
                 f"{caller}: exact gradients need all {source.window.window} micro-batches at once; run the step in "
                 f"evenorm.lockstep(step, batches), or choose Accumulated(…, gradients='approximate')"
             )
-        elif history is not None and (window := history.copied().window):
-            past = window.moments
     if source.renorm is not None:
         if history is None:
             raise ValueError(f"{caller}: Renorm needs a history to correct toward; give history=, or track statistics")
@@ -299,7 +297,7 @@ def _step(recipe: Recipe, source: Source, x: Tensor, history: History | None, ta
     if group is not None:
         tag = tag if history is None else tag._replace(updates=history.updates)
         number = tag.number(torch.empty(0, dtype=torch.float64, device=x.device))
-    return Step(group, number, past, source.renorm, renormed, recomputing())
+    return Step(group, number, source.renorm, renormed, recomputing())
 
 
 def _check_total(whole: Moments, group: Group | None, least: int, caller: object) -> None:

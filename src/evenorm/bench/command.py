@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evenorm.bench import allocator, machine, models, readme, session, suites, terminal
+from evenorm.bench import allocator, dist, machine, models, readme, session, suites, terminal
 from evenorm.bench.peers import PEERS, missing
 from evenorm.bench.row import Row, Run
 from evenorm.bench.summary import summarize
@@ -22,7 +22,7 @@ from evenorm.surgery import accelerate
 __all__ = ["NAMES", "ArgumentError", "Files", "Settings", "run"]
 
 WRONG_ARGUMENTS, INTERRUPTED = 2, 130
-NAMES = (*suites.SUITES, "models")
+NAMES = (*suites.SUITES, "models", "dist")
 _QUICK_SECONDS = 0.01
 
 
@@ -123,7 +123,9 @@ def _begin(settings: Settings) -> tuple[Run, int, Iterator[Row]]:
         networks = []
         notes.append("models are left out: transformers is not installed: pip install 'evenorm[bench]'")
     plans = session.chosen([name for name in names if name in suites.SUITES], memory, peers, only, settings.quick)
-    total = sum(len(plan.directions) for plan in plans) + 2 * len(networks)
+    synced = "dist" in names and bool(only.search("dist SyncBatchNorm"))
+    shapes = (1 if settings.quick else sum(map(len, dist.SHAPES.values()))) if synced else 0
+    total = sum(len(plan.directions) for plan in plans) + 2 * len(networks) + shapes
     if not total:
         raise ArgumentError(f"{settings}: there is no such row")
     machine.use_threads(settings.threads)
@@ -134,7 +136,7 @@ def _begin(settings: Settings) -> tuple[Run, int, Iterator[Row]]:
     return (
         Run(machine.machine(), today, str(settings), notes=notes),
         total,
-        itertools.chain(steps, session.play(plans, seconds)),
+        itertools.chain(steps, dist.measure(seconds, settings.quick) if synced else (), session.play(plans, seconds)),
     )
 
 

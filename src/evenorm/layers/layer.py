@@ -303,7 +303,7 @@ class Layer(nn.Module):
             return
         fault = _shape_fault(self.forms, getattr(self, "num_features", None), input.shape)
         remembers = self.history is not None and recipe.statistics.remembers(self.training)
-        counted = not masked and not remembers and recipe.source.is_alone and 0 not in input.shape
+        counted = not masked and not remembers and not recipe.source.is_merged and 0 not in input.shape
         if fault is None and self.least_values > 1 and counted:
             try:
                 values = _values(*self.smallest(input, recipe))

@@ -1,4 +1,4 @@
-"""What happens to moments between the verbs: merging with other ranks and batches, correcting toward a history."""
+"""What happens to moments between the verbs: merging with those of other ranks, correcting toward a history."""
 
 from __future__ import annotations
 
@@ -21,24 +21,21 @@ class Step:
 
     Attributes:
         group: the ranks to merge with, and the tag of this call.
-        past: earlier moments of the window, which are constants.
         renorm: the clamps, with the history in the shape of the statistics.
         again: whether this call is a recomputation.
     """
 
     group: Group | None = None
     tag: Tensor | None = None
-    past: Moments | None = None
     renorm: Renorm | None = None
     history: History | None = None
     again: bool = False
 
     def merged(self, local: Moments) -> Moments:
-        """With those of other ranks, then with those of the past."""
-        whole = local
-        if self.group is not None and self.tag is not None:
-            whole = merge(self.group, self.tag, AGAIN if self.again else FORWARD, local)
-        return whole if self.past is None else self.past.merge(whole)
+        """With those of other ranks."""
+        if self.group is None or self.tag is None:
+            return local
+        return merge(self.group, self.tag, AGAIN if self.again else FORWARD, local)
 
     def correction(self, whole: Moments, eps: float) -> Correction | None:
         """r and d, where the batch is renormalized."""
@@ -51,20 +48,16 @@ class Step:
 
         μ = Σ nₖμₖ / n,  M2 = Σ M2ₖ + nₖ(μₖ − μ)²
         """
-        whole = local
-        if self.group is not None and self.tag is not None:
-            count = local.count
-            if not isinstance(count, Tensor):
-                count = torch.full(
-                    (1,) * local.mean.dim(), float(count), dtype=local.mean.dtype, device=local.mean.device
-                )
-            with torch.no_grad():
-                counts = total(self.group, self.tag, DIFFERENTIATED, count)
-            size = counts.clamp_min(1)
-            mean = _Total.apply(local.mean * count, self.group, self.tag) / size
-            m2 = _Total.apply(local.M2 + count * (local.mean - mean).square(), self.group, self.tag)
-            whole = Moments(counts, mean, m2)
-        return whole if self.past is None else self.past.merge(whole)
+        if self.group is None or self.tag is None:
+            return local
+        count = local.count
+        if not isinstance(count, Tensor):
+            count = torch.full((1,) * local.mean.dim(), float(count), dtype=local.mean.dtype, device=local.mean.device)
+        with torch.no_grad():
+            counts = total(self.group, self.tag, DIFFERENTIATED, count)
+        mean = _Total.apply(local.mean * count, self.group, self.tag) / counts.clamp_min(1)
+        m2 = _Total.apply(local.M2 + count * (local.mean - mean).square(), self.group, self.tag)
+        return Moments(counts, mean, m2)
 
 
 class _Total(torch.autograd.Function):

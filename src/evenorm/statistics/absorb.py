@@ -98,8 +98,9 @@ def _accumulated(
     finite = torch.isfinite(moments.M2.sum())
     if _is_concrete(finite) and not bool(finite):
         refuse(average, caller)
-    count = torch.as_tensor(moments.count, dtype=window.values.dtype, device=window.values.device)
-    new = (count.expand(window.values.shape), moments.mean, moments.M2)
+    merged = window.moments.merge(moments)
+    count = torch.as_tensor(merged.count, dtype=window.values.dtype, device=window.values.device)
+    new = (count.expand(window.values.shape), merged.mean, merged.M2)
     count, mean, m2 = (torch.where(finite, n, old) for n, old in zip(new, window[:3], strict=True))
     whole = Moments(count, mean, m2)
     batches = window.batches + 1

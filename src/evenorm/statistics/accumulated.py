@@ -14,15 +14,15 @@ __all__ = ["Accumulated"]
 class Accumulated(Composed):
     """The statistics of a window of micro-batches, whose gradients are accumulated for one optimizer step.
 
-    The history takes the window in once, at its end, as if it had been one batch. How a micro-batch is normalized
-    is a choice:
+    The history takes the window in once, at its end, as if it had been one batch, exactly. How a micro-batch is
+    normalized is a choice:
 
     - ``"exact"``: by the moments of the whole window, with exact gradients. Every micro-batch must be at the layer at
       the same time, which :func:`evenorm.lockstep` sees to.
-    - ``"approximate"``: by the moments of the window so far, this micro-batch included; gradients flow through this
-      micro-batch alone. It needs no more memory than one micro-batch. The first micro-batches of a window are
-      normalized by fewer values than the last, so outputs and gradients are not those of one big batch; the window's
-      moments, and what the history takes in, are.
+    - ``"approximate"``: by its own moments, in no more memory than one micro-batch. Outputs and gradients are not those
+      of one big batch: in a small network of three layers the gradient was off by 0.39 of its norm with windows of
+      2 × 16 images, by 0.75 with 4 × 4, by 0.96 with 16 × 1. (By the moments of the window so far, which were
+      tried too, it was off by 0.59, 0.76 and 0.96.)
 
     Args:
         window: micro-batches per optimizer step, at least 1.

@@ -33,6 +33,11 @@ class Source(NamedTuple):
         """Whether this batch's own moments normalize it."""
         return self.renorm is None and self.synced is None and self.window is None
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether moments of other ranks or micro-batches normalize with this batch's."""
+        return self.synced is not None or (self.window is not None and self.window.gradients == "exact")
+
 
 @runtime_checkable
 class Statistics(Protocol):
