@@ -349,6 +349,30 @@ def in_a_group_of_its_own() -> None:
 
 
 @check
+def recalibrated() -> None:
+    """The population of all ranks' data, one of which may have none; a failing rank fails all."""
+    data = numbers(sum(SIZES), 3)
+    model: Any = nn.Sequential(nn.BatchNorm1d(3)).double()
+    batches = [batch for batch in data[SHARD].split(3) if len(batch) > 1]
+    kept = [data[slice(sum(SIZES[:r]), sum(SIZES[: r + 1]))].split(3) for r in range(COUNT)]
+    population = torch.cat([batch for rank in kept for batch in rank if len(batch) > 1])
+    evenorm.recalibrate(model, batches)
+    close(model[0].running_mean, population.mean(0))
+    close(model[0].running_var, population.var(0))
+    assert_same_bits(model[0].running_var)
+
+    def broken() -> Iterator[Tensor]:
+        yield data
+        raise OSError("disk full")
+
+    before = model[0].running_mean.clone()
+    words = "disk full" if RANK == COUNT - 1 else f"rank {COUNT - 1}"
+    with pytest.raises((OSError, RuntimeError), match=words):
+        evenorm.recalibrate(model, broken() if RANK == COUNT - 1 else [data])
+    assert model[0].running_mean.equal(before)
+
+
+@check
 def skips_a_call() -> None:
     """The last rank forgets one layer: an error on every rank, and nothing is mixed."""
     first, second = SyncBatchNorm(3), SyncBatchNorm(3, statistics=Running(0.5))
