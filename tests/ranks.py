@@ -21,10 +21,12 @@ class Ended(NamedTuple):
     said: str
 
 
-def run_ranks(count: int, *checks: str, timeout: float = 240, expect_failure: bool = False) -> list[Ended]:
-    """Run checks of ``rank.py`` in so many processes; fail with the words of those that failed."""
+def run_ranks(
+    count: int, *checks: str, timeout: float = 240, expect_failure: bool = False, worker: Path = WORKER
+) -> list[Ended]:
+    """Run checks of ``rank.py``, or another script, in so many processes; fail with the words of those that failed."""
     with tempfile.TemporaryDirectory() as folder:
-        started = [_start(rank, count, folder, checks) for rank in range(count)]
+        started = [_start(rank, count, folder, worker, checks) for rank in range(count)]
         ended = []
         for process in started:
             try:
@@ -41,7 +43,7 @@ def run_ranks(count: int, *checks: str, timeout: float = 240, expect_failure: bo
     return ended
 
 
-def _start(rank: int, count: int, folder: str, checks: tuple[str, ...]) -> subprocess.Popen[str]:
+def _start(rank: int, count: int, folder: str, worker: Path, checks: tuple[str, ...]) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "RANK": str(rank),
@@ -52,7 +54,7 @@ def _start(rank: int, count: int, folder: str, checks: tuple[str, ...]) -> subpr
         "GLOO_SOCKET_IFNAME": "lo",
     }
     return subprocess.Popen(
-        [sys.executable, str(WORKER), *checks],
+        [sys.executable, str(worker), *checks],
         env=environment,
         text=True,
         stdout=subprocess.PIPE,

@@ -14,7 +14,7 @@ Instead:
     only, build it with ``track_running_stats=False``.
 
 Fix:
-    The flag becomes true again, as the running statistics say; freeze the layer if it shall not move.
+    A batch norm's statistics are frozen properly, whatever the mode; an instance norm's flag becomes true again.
 
 References:
     pytorch/pytorch#20967, pytorch/pytorch#37823, pytorch/pytorch#38084, pytorch/pytorch#60624,
@@ -25,12 +25,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evenorm.doctor.finding import Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom
 from evenorm.doctor.mending import assigned
 from evenorm.doctor.probes.alone import alone, answer, sample
 from evenorm.doctor.rule import Specimen
@@ -54,8 +55,20 @@ def check(subject: Subject) -> Iterator[Symptom]:
             f"track_running_stats was set to False afterwards: training uses {training}, evaluation uses {evaluation}",
             "freeze the layer with evenorm.freeze, or build it with track_running_stats=False",
             {"training": str(training), "evaluation": str(evaluation)},
-            assigned(site, "track_running_stats", True),
+            _freezing(site) if site.kind == "batch" else assigned(site, "track_running_stats", True),
         )
+
+
+def _freezing(site: Site) -> Fix:
+    return Fix('evenorm.freeze(model, "statistics")', partial(_freeze, site))
+
+
+def _freeze(site: Site) -> None:
+    from evenorm.surgery import freeze
+
+    module: Any = site.module
+    module.track_running_stats = True
+    freeze(module, "statistics")
 
 
 @dataclass(frozen=True)
