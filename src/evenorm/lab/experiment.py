@@ -210,7 +210,9 @@ class Result:
 
 def find(claim: Claim, observations: Sequence[Observation]) -> Finding:
     """Decide a claim by its rule; with less than two seeds there is no interval, and nothing is decided."""
-    values = [o.effects[claim.key] for o in observations if math.isfinite(o.effects.get(claim.key, math.nan))]
+    # A kept seed has null where there was no finite number.
+    found = [o.effects.get(claim.key) for o in observations]
+    values = [effect for effect in found if effect is not None and math.isfinite(effect)]
     reason = next((o.reasons[claim.key] for o in observations if claim.key in o.reasons), "")
     ratio = claim.unit == "×"
     if not values:
