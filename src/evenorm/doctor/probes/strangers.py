@@ -37,8 +37,8 @@ def strangers(subject: Subject) -> list[Stranger]:
     """The strangers of one pass in evaluation, where what is registered nowhere stays in training."""
     if subject.inputs is None:
         return []
-    first, second = _seen(subject), _seen(subject)
-    kept = {id(site.module) for site, _ in second}
+    first = _seen(subject)
+    kept = {id(site.module) for site, _ in _seen(subject)} if first else set()
     return [Stranger(site, id(site.module) not in kept, learns) for site, learns in first]
 
 
