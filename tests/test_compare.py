@@ -1,305 +1,42 @@
-"""`evenorm compare`: data, training, the rules of its advice, its outputs, and how it stops."""
+"""`evenorm compare`: the rules of its advice, its outputs, and how it stops."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import math
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
+
+from pictures import write_pair
 
 pytest.importorskip("plotly", reason="the extra evenorm[lab] is not installed")
 
-from PIL import Image
-
-from evenorm.lab import workers
 from evenorm.lab.comparison import command, terminal
 from evenorm.lab.comparison.advice import choose
 from evenorm.lab.comparison.compare import Comparison, Outcome, Protocol, Task, begin, perform
 from evenorm.lab.comparison.record import record
 from evenorm.lab.comparison.sentences import conclude
-from evenorm.lab.data import Bytes, DataError, Images, Labels, load, stratify
-from evenorm.lab.networks import MODELS, PLACEMENTS, Model, Placement, build
-from evenorm.lab.normalizers import NORMALIZERS
-from evenorm.lab.probes import SavedBytes
+from evenorm.lab.data import Images, load
 from evenorm.lab.report.comparison import page
-from evenorm.lab.training import Run, Schedule, predictions, train
+from evenorm.lab.training import Run
 from evenorm.lab.workers import gather, processes
-
-# Data
-
-
-def stripes(count: int, side: int = 8, classes: int = 2) -> tuple[Bytes, Labels]:
-    """Images (count, side, side) that a network can tell apart: class k is bright in its own rows."""
-    draw = np.random.default_rng(0)
-    labels = np.arange(count) % classes
-    pixels = draw.integers(0, 60, (count, side, side))
-    for index, label in enumerate(labels):
-        pixels[index, label::classes] += 150
-    return pixels.astype(np.uint8), labels.astype(np.int64)
-
-
-def write_idx(path: Path, values: Bytes) -> None:
-    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-    data = header + values.tobytes()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-
-
-def write_pair(folder: Path, count: int, prefix: str = "t10k", suffix: str = "") -> tuple[Bytes, Labels]:
-    pixels, labels = stripes(count)
-    write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", pixels)
-    write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", labels.astype(np.uint8))
-    return pixels, labels
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Images:
     write_pair(tmp_path, 60)
     return load(tmp_path)
-
-
-def test_without_a_folder_the_digits() -> None:
-    images = load(None)
-    assert (len(images.train_labels), len(images.test_labels)) == (1438, 359)
-    assert images.shape == (1, 8, 8)
-    assert len(images.classes) == 10
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_a_lone_idx_pair_is_cut(tmp_path: Path, suffix: str) -> None:
-    pixels, labels = write_pair(tmp_path, 50, suffix=suffix)
-    images = load(tmp_path)
-    assert (len(images.train_labels), len(images.test_labels)) == (40, 10)
-    read = {image.tobytes(): label for image, label in zip(images.train_pixels, images.train_labels, strict=True)}
-    read |= {image.tobytes(): label for image, label in zip(images.test_pixels, images.test_labels, strict=True)}
-    assert read == {image.tobytes(): label for image, label in zip(pixels, labels, strict=True)}
-
-
-def test_two_idx_pairs_are_not_cut(tmp_path: Path) -> None:
-    pixels, _ = write_pair(tmp_path, 30, "train", ".gz")
-    write_pair(tmp_path, 12)
-    images = load(tmp_path)
-    assert (len(images.train_labels), len(images.test_labels)) == (30, 12)
-    assert np.array_equal(images.train_pixels[:, 0], pixels)
-
-
-def test_every_class_is_cut_alike() -> None:
-    labels = np.repeat([0, 1, 2], [100, 50, 10])
-    larger, smaller = stratify(labels)
-    assert np.bincount(labels[smaller]).tolist() == [20, 10, 2]
-    assert sorted([*larger, *smaller]) == list(range(160))
-
-
-def save(path: Path, size: tuple[int, int], mode: str = "RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, 40).save(path)
-
-
-def test_class_folders_are_resized(tmp_path: Path) -> None:
-    for name in ("cats", "dogs"):
-        for index in range(5):
-            save(tmp_path / name / f"{index}.png", (60 + index, 40))
-    images = load(tmp_path)
-    assert images.classes == ("cats", "dogs")
-    assert images.shape == (3, 32, 32)
-    assert "resized to 32 × 32 pixels" in images.origin
-    assert np.bincount(images.test_labels).tolist() == [1, 1]
-
-
-def test_small_gray_pictures_stay_as_they_are(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        for index in range(2):
-            save(tmp_path / name / f"{index}.png", (12, 10), "L")
-    images = load(tmp_path)
-    assert images.shape == (1, 10, 12)
-    assert "12 × 10 pixels as they are" in images.origin
-
-
-def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
-    for name, level in (("a", 257 * 7), ("b", 65535)):
-        for index in range(2):
-            (tmp_path / name).mkdir(exist_ok=True)
-            Image.fromarray(np.full((8, 8), level, np.uint16)).save(tmp_path / name / f"{index}.png")
-    images = load(tmp_path)
-    assert np.unique(images.train_pixels).tolist() == [7, 255]
-
-
-def test_class_folders_cut_already(tmp_path: Path) -> None:
-    for part, count in (("train", 3), ("test", 2)):
-        for name in ("a", "b"):
-            for index in range(count):
-                save(tmp_path / part / name / f"{index}.png", (8, 8), "L")
-    images = load(tmp_path)
-    assert (len(images.train_labels), len(images.test_labels)) == (6, 4)
-
-
-def no_labels(folder: Path) -> None:
-    write_pair(folder, 20)
-    (folder / "t10k-labels-idx1-ubyte").unlink()
-
-
-def too_few_labels(folder: Path) -> None:
-    write_pair(folder, 20)
-    write_idx(folder / "t10k-labels-idx1-ubyte", np.zeros(19, np.uint8))
-
-
-def cut_short(folder: Path) -> None:
-    write_pair(folder, 20)
-    path = folder / "t10k-images-idx3-ubyte"
-    path.write_bytes(path.read_bytes()[:-5])
-
-
-def damaged_gzip(folder: Path) -> None:
-    write_pair(folder, 20, suffix=".gz")
-    path = folder / "t10k-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def one_class(folder: Path) -> None:
-    save(folder / "cats" / "0.png", (8, 8))
-    save(folder / "cats" / "1.png", (8, 8))
-
-
-def rare_class(folder: Path) -> None:
-    one_class(folder)
-    save(folder / "dogs" / "0.png", (8, 8))
-
-
-def no_picture(folder: Path) -> None:
-    rare_class(folder)
-    (folder / "dogs" / "1.png").write_text("a dog")
-
-
-def tiny_pictures(folder: Path) -> None:
-    for name in ("a", "b"):
-        for index in range(2):
-            save(folder / name / f"{index}.png", (3, 3))
-
-
-@pytest.mark.parametrize(
-    ("prepare", "answer"),
-    [
-        (lambda folder: None, "no labeled images there (found: nothing). Pass a folder with IDX files"),
-        (no_labels, "no labels of the same name beside it (labels found: none). Expected t10k-labels-idx1-ubyte"),
-        (too_few_labels, "holds 20 images and t10k-labels-idx1-ubyte 19 labels"),
-        (cut_short, "the header promises 1,280 values of shape (20, 8, 8), the file holds 1,275"),
-        (damaged_gzip, "a damaged gzip file"),
-        (one_class, "found one class, 'cats'"),
-        (rare_class, "class 'dogs' has fewer than 2 images"),
-        (no_picture, "not a readable picture"),
-        (tiny_pictures, "3 × 3 pixels; at least 4 × 4"),
-    ],
-)
-def test_unusable_data_is_answered(tmp_path: Path, prepare: Callable[[Path], None], answer: str) -> None:
-    prepare(tmp_path)
-    with pytest.raises(DataError) as fault:
-        load(tmp_path)
-    assert answer in str(fault.value)
-    assert "\n" not in str(fault.value)
-
-
-# Networks and training
-
-
-APPLY = [
-    (model, name, placement)
-    for model in MODELS
-    for name in NORMALIZERS
-    for placement in PLACEMENTS
-    if not NORMALIZERS[name].declines(model, 8)
-]
-
-
-@pytest.mark.parametrize(("model", "name", "placement"), APPLY)
-def test_measuring_changes_no_bit(images: Images, model: Model, name: str, placement: Placement) -> None:
-    def trained(measure: bool) -> tuple[dict[str, torch.Tensor], Run]:
-        network = build(model, images.shape, 2, NORMALIZERS[name], placement, seed=1)
-        run = train(network, images, Schedule(8, 6, 0.1, 1), measure)
-        return network.state_dict(), run
-
-    (plain, quiet), (probed, loud) = trained(False), trained(True)
-    assert all(torch.equal(plain[key], probed[key]) for key in plain)
-    assert quiet.losses == loud.losses
-    assert len(loud.probed) == 6
-    layers = [layer for layer, _ in build(model, images.shape, 2, NORMALIZERS[name], placement).hidden()]
-    assert list(loud.activations) == layers
-    assert list(loud.gradients) == [*layers, "output"]
-    assert all(norm > 0 for norms in loud.gradients.values() for norm in norms[:1])
-    assert loud.saved_bytes > 0
-
-
-def test_rows_start_from_the_same_weights() -> None:
-    starts = []
-    for row in NORMALIZERS.values():
-        weights = [block.linear.weight for _, block in build("cnn", (1, 8, 8), 10, row, seed=3).hidden()]
-        # Spectral normalization divides them by their norm.
-        starts.append(
-            [torch.nn.functional.normalize(w.flatten(), dim=0) for w in weights if isinstance(w, torch.Tensor)]
-        )
-        assert len(starts[-1]) == 4
-    for other in starts[1:]:
-        for first, second in zip(starts[0], other, strict=True):
-            torch.testing.assert_close(first, second)
-
-
-def test_a_network_learns(images: Images) -> None:
-    network = build("cnn", images.shape, 2, NORMALIZERS["batch"])
-    run = train(network, images, Schedule(8, 40, 0.1, 0))
-    assert run.accuracy == 1.0
-    assert run.reached is not None
-    assert 0 < run.reached < 40
-    assert run.losses[-1] < 0.3 < run.losses[0]
-    assert np.array_equal(predictions(network, images, images.test_pixels), images.test_labels)
-
-
-def test_batch_statistics_make_a_gap_and_others_none(images: Images) -> None:
-    def changed(name: str) -> float:
-        network = build("mlp", images.shape, 2, NORMALIZERS[name])
-        return train(network, images, Schedule(2, 2, 0.01, 0)).changed
-
-    assert changed("batch") > 0
-    assert changed("layer") == 0
-
-
-def test_divergence_is_seen_and_ends_the_run(images: Images) -> None:
-    network = build("mlp", images.shape, 2, NORMALIZERS["none"])
-    run = train(network, images, Schedule(8, 50, 1e30, 0))
-    assert run.diverged
-    assert len(run.losses) < 50
-    assert run.last_loss() == math.inf
-
-
-def test_a_run_stops_when_asked(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = build("mlp", images.shape, 2, NORMALIZERS["none"])
-    stop = threading.Event()
-    stop.set()
-    monkeypatch.setattr(workers, "_stop", stop)
-    with pytest.raises(workers.Stopped):
-        train(network, images, Schedule(8, 50, 0.1, 0))
-
-
-def test_saved_bytes_counts_a_storage_once() -> None:
-    x, weight = torch.ones(10, 10, requires_grad=True), torch.ones(10, 10, requires_grad=True)
-    memory = SavedBytes()
-    with memory.watching([weight]):
-        y = x * weight
-        assert (y @ weight + y.T @ weight).shape == (10, 10)
-    # x for the product and y for both; the weight is apart.
-    assert memory.total == 800
 
 
 def without_times(outcome: Outcome) -> Outcome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 pytest.importorskip("plotly", reason="the extra evenorm[lab] is not installed")
 pytest.importorskip("sklearn", reason="the extra evenorm[lab] is not installed")
 
-from browser import MISSING, NARROW, WIDE, browser, opened, violations
+from browser import MISSING, NARROW, WIDE, opened, violations
 from evenorm.lab import curves
 from evenorm.lab.experiment import VERDICTS, Claim, Experiment, Observation, Plot, Result, Rule, Verdict
 from evenorm.lab.report.claims import page, write
@@ -105,12 +104,6 @@ def test_curves_are_means_with_the_range_of_the_seeds() -> None:
     (bar,) = drawn[1].traces
     assert bar["y"] == [5.0, 2.0]
     assert bar["error_y"]["array"] == [1.0, 0.0]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as started:
-        yield started
 
 
 class TestPage:
