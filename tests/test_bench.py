@@ -296,7 +296,7 @@ def test_an_earlier_run_is_shown_again(quick_run: tuple[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["layer"], "SUITE 'layer': expected any of layers, fused, models, dist"),
+        (["layer"], "SUITE 'layer': expected any of layers, fused, models, dist, monitor"),
         (["--against", "tensorflow"], "--against 'tensorflow': expected any of torch"),
         (["--memory", "old"], "--memory 'old': expected any of fresh, reused"),
         (["--threads", "0"], "--threads 0: expected 1 or more"),

@@ -149,7 +149,10 @@ def explorer(
 @app.command()
 def bench(
     suites: Annotated[
-        list[str], typer.Argument(metavar="[layers|fused|models|dist]…", help="Suites to run.", show_default="all")
+        list[str],
+        typer.Argument(
+            metavar="[layers|fused|models|dist|monitor]…", help="Suites to run.", show_default="layers fused models"
+        ),
     ] = ["layers", "fused", "models"],  # noqa: B006
     against: Annotated[
         str, typer.Option(metavar="PEER,…", help="Peers, those that are installed.")
@@ -178,9 +181,10 @@ def bench(
     medians, with a paired 95 % interval. Ctrl-C ends with what is finished.
     """
     from evenorm.bench.command import Files, Settings, run
+    from evenorm.doctor import Monitor
 
     settings = Settings(tuple(suites), against, memory, only, threads, seconds_per_row, quick)
-    raise typer.Exit(run(settings, Files(json, html, readme), source))
+    raise typer.Exit(run(settings, Files(json, html, readme), Monitor, source))
 
 
 lab = typer.Typer(help="Claims about normalization, measured, each with a verdict.", no_args_is_help=True)

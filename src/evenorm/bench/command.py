@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evenorm.bench import allocator, dist, machine, models, readme, session, suites, terminal
+from evenorm.bench import allocator, dist, machine, models, readme, session, suites, terminal, watched
 from evenorm.bench.peers import PEERS, missing
 from evenorm.bench.row import Row, Run
 from evenorm.bench.summary import summarize
@@ -22,7 +22,7 @@ from evenorm.surgery import accelerate
 __all__ = ["NAMES", "ArgumentError", "Files", "Settings", "run"]
 
 WRONG_ARGUMENTS, INTERRUPTED = 2, 130
-NAMES = (*suites.SUITES, "models", "dist")
+NAMES = (*suites.SUITES, "models", "dist", watched.SUITE)
 _QUICK_SECONDS = 0.01
 
 
@@ -79,8 +79,15 @@ class Files:
             raise ArgumentError(f"--readme {self.readme}: the file has no line {readme.BEGIN}")
 
 
-def run(settings: Settings, files: Files, source: Path | None = None) -> int:
-    """Measure, or read what was measured; then show and write it."""
+def run(settings: Settings, files: Files, watch: watched.Watch, source: Path | None = None) -> int:
+    """Measure, or read what was measured; then show and write it.
+
+    Args:
+        settings: what is measured.
+        files: where it is written to.
+        watch: what the suite ``monitor`` measures.
+        source: an earlier run's JSON, shown instead.
+    """
     console = Console(width=terminal.WIDTH, highlight=False)
     interrupted = False
     try:
@@ -88,7 +95,7 @@ def run(settings: Settings, files: Files, source: Path | None = None) -> int:
         if source is not None:
             found = Run.read(source)
         else:
-            found, total, rows = _begin(settings)
+            found, total, rows = _begin(settings, watch)
             console.print(machine.line(found.machine))
             for note in found.notes:
                 console.print(note, style="dim")
@@ -102,7 +109,7 @@ def run(settings: Settings, files: Files, source: Path | None = None) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def _begin(settings: Settings) -> tuple[Run, int, Iterator[Row]]:
+def _begin(settings: Settings, watch: watched.Watch) -> tuple[Run, int, Iterator[Row]]:
     """The run without its rows, how many there will be, and the rows to come."""
     names = _choices("SUITE", settings.suites, NAMES)
     peers = _choices("--against", settings.against.split(","), tuple(PEERS))
@@ -119,25 +126,24 @@ def _begin(settings: Settings) -> tuple[Run, int, Iterator[Row]]:
         memory.remove(suites.REUSED)
         notes.append("reused memory is left out: this C library has no mallopt")
     networks = [name for name in models.MODELS if "models" in names and only.search(f"models {name}")]
-    if networks and find_spec("transformers") is None:
-        networks = []
+    monitored = watched.SUITE in names and bool(only.search(f"{watched.SUITE} {watched.NETWORK}"))
+    if (networks or monitored) and find_spec("transformers") is None:
+        networks, monitored = [], False
         notes.append("models are left out: transformers is not installed: pip install 'evenorm[bench]'")
     plans = session.chosen([name for name in names if name in suites.SUITES], memory, peers, only, settings.quick)
     synced = "dist" in names and bool(only.search("dist SyncBatchNorm"))
     shapes = (1 if settings.quick else sum(map(len, dist.SHAPES.values()))) if synced else 0
-    total = sum(len(plan.directions) for plan in plans) + 2 * len(networks) + shapes
+    total = sum(len(plan.directions) for plan in plans) + 2 * len(networks) + shapes + monitored
     if not total:
         raise ArgumentError(f"{settings}: there is no such row")
     machine.use_threads(settings.threads)
     seconds = _QUICK_SECONDS if settings.quick else settings.seconds
     steps = (row for name in networks for row in models.measure(name, accelerate, seconds, settings.quick))
+    watching = watched.measure(watch, seconds, settings.quick) if monitored else ()
     today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     # Models first: memory that is kept cannot be given back.
-    return (
-        Run(machine.machine(), today, str(settings), notes=notes),
-        total,
-        itertools.chain(steps, dist.measure(seconds, settings.quick) if synced else (), session.play(plans, seconds)),
-    )
+    parts = [steps, watching, dist.measure(seconds, settings.quick) if synced else (), session.play(plans, seconds)]
+    return Run(machine.machine(), today, str(settings), notes=notes), total, itertools.chain(*parts)
 
 
 def _choices(option: str, values: Sequence[str], choices: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from evenorm.bench.peers import OURS
 from evenorm.bench.row import Row, Timing
 from evenorm.bench.stopwatch import interleave
 
-__all__ = ["MODELS", "Rewrite", "measure"]
+__all__ = ["MODELS", "Rewrite", "Task", "measure", "row", "training"]
 
 Rewrite = Callable[[nn.Module, Mapping[str, Tensor]], nn.Module]
 """Takes a model and the keyword arguments of a call, returns it with our layers in place of torch's."""
@@ -32,7 +32,7 @@ _STEPS, _QUICK_STEPS = 10, 2
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """A model, the keyword arguments of a call that returns a loss, and a learning rate.
 
     At the rate the loss falls smoothly. At larger ones a fresh network with batch normalization multiplies the
@@ -49,35 +49,35 @@ def _images(side: int, classes: int, batch: int) -> dict[str, Tensor]:
     return {"pixel_values": pixels, "labels": torch.arange(batch) % classes}
 
 
-def _resnet(quick: bool) -> _Task:
+def _resnet(quick: bool) -> Task:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     options: dict[str, Any] = {"num_labels": 10}
     if quick:
         options |= {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]}
     model = ResNetForImageClassification(ResNetConfig(**options))
-    return _Task(model, _images(32, 10, 4) if quick else _images(224, 10, 16), 1e-6)
+    return Task(model, _images(32, 10, 4) if quick else _images(224, 10, 16), 1e-6)
 
 
-def _mobilenet(quick: bool) -> _Task:
+def _mobilenet(quick: bool) -> Task:
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
     options: dict[str, Any] = {"num_labels": 10, "classifier_dropout_prob": 0.0}
     options |= {"depth_multiplier": 0.25} if quick else {}
     model = MobileNetV2ForImageClassification(MobileNetV2Config(**options))
-    return _Task(model, _images(96, 10, 8) if quick else _images(224, 10, 16), 1e-7)
+    return Task(model, _images(96, 10, 8) if quick else _images(224, 10, 16), 1e-7)
 
 
-def _convnext(quick: bool) -> _Task:
+def _convnext(quick: bool) -> Task:
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
     options: dict[str, Any] = {"num_labels": 10}
     options |= {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]} if quick else {}
     model = ConvNextForImageClassification(ConvNextConfig(**options))
-    return _Task(model, _images(64, 10, 2) if quick else _images(224, 10, 16), 1e-5)
+    return Task(model, _images(64, 10, 2) if quick else _images(224, 10, 16), 1e-5)
 
 
-def _llama(quick: bool) -> _Task:
+def _llama(quick: bool) -> Task:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     width, layers, length = (32, 1, 8) if quick else (512, 8, 512)
@@ -91,10 +91,10 @@ def _llama(quick: bool) -> _Task:
         use_cache=False,
     )
     words = torch.randint(4096, (2, length))
-    return _Task(LlamaForCausalLM(config), {"input_ids": words, "labels": words}, 1e-2)
+    return Task(LlamaForCausalLM(config), {"input_ids": words, "labels": words}, 1e-2)
 
 
-MODELS: dict[str, Callable[[bool], _Task]] = {
+MODELS: dict[str, Callable[[bool], Task]] = {
     "ResNet-50": _resnet,
     "MobileNetV2": _mobilenet,
     "ConvNeXt-T": _convnext,
@@ -126,13 +126,17 @@ def measure(name: str, rewrite: Rewrite, seconds: float, quick: bool = False) ->
             for key, peak in peaks.items():
                 found[key].peak = peak
         found[OURS].error, found[OURS].share = error, error / limit
-        yield _row(name, direction, task.batch, found)
+        yield row(name, direction, task.batch, found)
         gc.collect()
 
 
-def _training(model: nn.Module, task: _Task) -> Callable[[], object]:
+def _training(model: nn.Module, task: Task) -> Callable[[], Tensor]:
+    return training(model, task, torch.optim.SGD(model.parameters(), lr=task.rate))
+
+
+def training(model: nn.Module, task: Task, optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:
+    """A training step, which returns its loss."""
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=task.rate)
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -144,12 +148,12 @@ def _training(model: nn.Module, task: _Task) -> Callable[[], object]:
     return step
 
 
-def _inference(model: nn.Module, task: _Task) -> Callable[[], object]:
+def _inference(model: nn.Module, task: Task) -> Callable[[], object]:
     model.eval()
     return lambda: model(**task.batch).logits
 
 
-def _losses_agree(models: Mapping[str, nn.Module], task: _Task, steps: int) -> tuple[float, float]:
+def _losses_agree(models: Mapping[str, nn.Module], task: Task, steps: int) -> tuple[float, float]:
     """The largest difference of the losses of each step, as a share of torch's loss; and its limit."""
     losses = {}
     for name, model in models.items():
@@ -160,7 +164,7 @@ def _losses_agree(models: Mapping[str, nn.Module], task: _Task, steps: int) -> t
     return float(difference.nan_to_num(nan=torch.inf).max()), _LOSS
 
 
-def _outputs_agree(models: Mapping[str, nn.Module], task: _Task, _: int) -> tuple[float, float]:
+def _outputs_agree(models: Mapping[str, nn.Module], task: Task, _: int) -> tuple[float, float]:
     """Our error against the float64 model in units of its largest output, and its limit: torch's error twice.
 
     On two samples, since float64 is slow; below 1e-4 any error passes.
@@ -177,11 +181,20 @@ def _outputs_agree(models: Mapping[str, nn.Module], task: _Task, _: int) -> tupl
     return errors[OURS], max(2 * errors["torch"], _OUTPUT)
 
 
-def _row(name: str, direction: str, batch: Mapping[str, Tensor], found: dict[str, Timing]) -> Row:
+def row(
+    name: str,
+    direction: str,
+    batch: Mapping[str, Tensor],
+    found: dict[str, Timing],
+    *,
+    suite: str = "models",
+    title: str = "whole steps · float32",
+) -> Row:
+    """A row of one network's steps."""
     first = next(iter(batch.values()))
     return Row(
-        suite="models",
-        title="whole steps · float32",
+        suite=suite,
+        title=title,
         network=name,
         layer=name,
         size=name,

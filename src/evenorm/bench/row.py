@@ -43,7 +43,7 @@ class Row:
     """A case, a pass (forward, backward, both; training and inference for models), fresh or reused memory."""
 
     suite: str
-    """``layers``, ``models``, or ``fused`` with what is fused: ``fused norm+add+act``."""
+    """``layers``, ``models``, ``dist``, ``monitor``, or ``fused`` with what is fused: ``fused norm+add+act``."""
     title: str
     network: str
     layer: str

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from evenorm.bench.interval import geometric_mean
 from evenorm.bench.roof import COPY, STREAM
 from evenorm.bench.row import Row, Run
+from evenorm.bench.watched import SUITE as WATCHED
 
 __all__ = ["LARGE", "Mean", "Share", "Summary", "summarize"]
 
@@ -63,6 +64,8 @@ class Summary:
     slower: list[Row]
     worst: list[Row]
     wrong: list[Row]
+    watched: list[Row]
+    """Steps under a monitor, beside the same without one."""
 
     def tables(self) -> Iterator[tuple[str, list[str], dict[Key, dict[str, Mean]]]]:
         """Each suite, its peers, and its means."""
@@ -74,7 +77,8 @@ class Summary:
 
 def summarize(run: Run, worst: int = 5) -> Summary:
     """Sum a run up."""
-    rows = [row for row in run.rows if row.ours.seconds is not None]
+    timed = [row for row in run.rows if row.ours.seconds is not None]
+    rows = [row for row in timed if row.suite != WATCHED]
     groups: dict[Key, list[Row]] = {}
     for row in rows:
         if row.elements > LARGE or row.suite == "models":
@@ -86,6 +90,7 @@ def summarize(run: Run, worst: int = 5) -> Summary:
         [row for row in rows if row.slower],
         sorted(compared, key=lambda row: row.ratio("torch") or 0.0)[:worst],
         [row for row in run.rows if row.ours.seconds is None],
+        [row for row in timed if row.suite == WATCHED],
     )
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from evenorm.bench.roof import COPY, STREAM
 from evenorm.bench.row import Row, Run
 from evenorm.bench.summary import COMPILED, LARGE, Mean, Summary
+from evenorm.bench.watched import BARE
 
 __all__ = ["WIDTH", "closing", "heading", "line", "watch"]
 
@@ -125,6 +126,12 @@ def closing(run: Run, summary: Summary) -> RenderableType:
         assert found is not None
         name = f"{row.title} {row.size} {_MARKS[row.direction]} {row.memory}"
         parts.append(Text(f"  {times(found.value)} [{found.low:.2f}, {found.high:.2f}]  {name}"))
+    for row in summary.watched:
+        found = row.timings[BARE].ratio
+        assert found is not None
+        value, low, high = (1 / part - 1 for part in (found.value, found.high, found.low))
+        share = f"{value:+.1%} [{low:+.1%}, {high:+.1%}]"
+        parts.append(Text(f"\nWatching {row.network} costs {share} of a training step.", style="bold"))
     if summary.wrong:
         parts.append(Text(f"\n{len(summary.wrong)} rows have no speed:", style="bold red"))
         parts += [Text(f"  {row.title} {row.size} {_MARKS[row.direction]}: {row.ours.absent}") for row in summary.wrong]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
 
 from evenorm.doctor.formats.html import framed
 from evenorm.doctor.formats.text import shown
@@ -18,7 +15,7 @@ from evenorm.doctor.trace import Call
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["Row", "Table", "gradient_norms", "table"]
+__all__ = ["Row", "Table", "table"]
 
 HEADINGS = {
     "path": "path",
@@ -124,14 +121,3 @@ def _distance(site: Site, call: Call) -> float | None:
     if mean is None or call.mean is None or call.variance is None or mean.shape != call.mean.shape:
         return None
     return float(((mean.to(call.mean) - call.mean).abs() * (call.variance + 1e-12).rsqrt()).median())
-
-
-def gradient_norms(sites: Sequence[Site]) -> dict[str, float]:
-    """Norms of the gradients that lie in ``.grad`` now."""
-    named: dict[str, Tensor] = {}
-    for site in sites:
-        for name, parameter in site.parameters.items():
-            if parameter.grad is not None:
-                named[f"{site.path}.{name}" if site.path else name] = parameter.grad
-    norms = torch._foreach_norm(list(named.values())) if named else []
-    return {name: float(norm) for name, norm in zip(named, norms, strict=True)}

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from evenorm.doctor.excerpt import first_samples
 from evenorm.doctor.inputs import Inputs, tensors
 from evenorm.doctor.sites import Site, versions
 
 __all__ = ["Call", "FunctionalCall", "Trace", "observed", "trace"]
 
-# An excerpt of an input holds so many values at most, and always two samples.
-EXCERPT = 1 << 18
+Excerpt = Callable[[Tensor], Tensor]
 
 FUNCTIONS: dict[Any, str] = {
     functional.batch_norm: "batch_norm",
@@ -36,7 +36,7 @@ class Call:
     Attributes:
         values: values per statistic, if the batch normalizes.
         mean, variance: of the input per channel, axis 1; for batch and instance norms.
-        x: the first samples of the input.
+        x: an excerpt of the input.
         recomputed: whether it happened in the backward pass (activation checkpointing).
     """
 
@@ -92,11 +92,18 @@ class Trace:
         return [call for call in self.calls if call.site is site and not call.recomputed]
 
 
-def trace(model: nn.Module, inputs: Inputs, sites: Sequence[Site], *, backward: bool = False) -> Trace:
+def trace(
+    model: nn.Module,
+    inputs: Inputs,
+    sites: Sequence[Site],
+    *,
+    backward: bool = False,
+    excerpt: Excerpt = first_samples,
+) -> Trace:
     """Run the model in the modes that it stands in. The caller restores it."""
     found = Trace()
     phase, before = {"backward": False}, versions(sites)
-    with recording(found, model, sites, phase), torch.compiler.set_stance("force_eager"):
+    with recording(found, model, sites, phase, excerpt), torch.compiler.set_stance("force_eager"):
         try:
             with torch.set_grad_enabled(backward):
                 answer = tensors(inputs(model))
@@ -112,7 +119,9 @@ def trace(model: nn.Module, inputs: Inputs, sites: Sequence[Site], *, backward: 
 
 
 @contextmanager
-def recording(found: Trace, model: nn.Module, sites: Sequence[Site], phase: dict[str, bool]) -> Iterator[None]:
+def recording(
+    found: Trace, model: nn.Module, sites: Sequence[Site], phase: dict[str, bool], excerpt: Excerpt
+) -> Iterator[None]:
     """Hooks on the sites, and a watch over torch's functions, for as long as it lasts."""
     stack: list[tuple[str, nn.Module]] = []
     with ExitStack() as exits:
@@ -125,7 +134,7 @@ def recording(found: Trace, model: nn.Module, sites: Sequence[Site], phase: dict
             exits.callback(leave.remove)
         for site in sites:
             if not isinstance(site.module, torch.jit.ScriptModule):
-                hook = site.module.register_forward_hook(_recorder(found, site, phase), with_kwargs=True)
+                hook = site.module.register_forward_hook(_recorder(found, site, phase, excerpt), with_kwargs=True)
                 exits.callback(hook.remove)
         exits.enter_context(_Watch(found, stack))
         yield
@@ -146,16 +155,16 @@ def _popper(stack: list[tuple[str, nn.Module]]) -> Callable[..., None]:
     return pop
 
 
-def _recorder(found: Trace, site: Site, phase: dict[str, bool]) -> Callable[..., None]:
+def _recorder(found: Trace, site: Site, phase: dict[str, bool], excerpt: Excerpt) -> Callable[..., None]:
     def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         x = next(iter(tensors((args, kwargs))), None)
         if x is not None and x.is_floating_point():
-            found.calls.append(observed(site, x.detach(), output, phase["backward"]))
+            found.calls.append(observed(site, x.detach(), output, phase["backward"], excerpt))
 
     return record
 
 
-def observed(site: Site, x: Tensor, output: Any, recomputed: bool) -> Call:
+def observed(site: Site, x: Tensor, output: Any, recomputed: bool, excerpt: Excerpt) -> Call:
     """A call of a site, measured."""
     y = next(iter(tensors(output)), x)
     mean = variance = None
@@ -163,10 +172,9 @@ def observed(site: Site, x: Tensor, output: Any, recomputed: bool) -> Call:
         axes = tuple(axis for axis in range(x.dim()) if axis != 1)
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         variance, mean = torch.var_mean(values, axes, correction=0)
-    rows = max(2, EXCERPT // max(x[:1].numel(), 1)) if x.dim() else 1
     return Call(
         *(site, tuple(x.shape), x.dtype, y.dtype, site.values(tuple(x.shape))),
-        *(mean, variance, x[:rows].clone() if x.dim() else x.clone(), site.training, recomputed),
+        *(mean, variance, excerpt(x), site.training, recomputed),
     )
 
 

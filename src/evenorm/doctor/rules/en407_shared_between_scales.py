@@ -21,15 +21,18 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from evenorm.doctor.excerpt import thinned
 from evenorm.doctor.finding import Severity, Symptom
 from evenorm.doctor.probes.populations import largest_difference
 from evenorm.doctor.rule import Specimen
+from evenorm.doctor.sites import Site
 from evenorm.doctor.subject import Subject
+from evenorm.doctor.trace import Call, trace
 
 severity: Severity = "warning"
 
@@ -38,12 +41,8 @@ def check(subject: Subject) -> Iterator[Symptom]:
     """Compare the calls of each batch norm in one training pass."""
     if subject.trace is None or not subject.trains:
         return
-    for site in subject.sites:
-        calls = subject.trace.of(site)
-        if site.kind != "batch" or len(calls) < 2 or not site.remembers or not site.uses_batch(True):
-            continue
-        if not all(call.training for call in calls):
-            continue
+    several = [site for site in subject.sites if site.kind == "batch" and _learns(subject, site)]
+    for site, calls in _seen(subject, several).items():
         worst = largest_difference([call.x for call in calls])
         if worst is None:
             continue
@@ -53,6 +52,23 @@ def check(subject: Subject) -> Iterator[Symptom]:
             "a batch norm for each, one call on their concatenation, or a group norm",
             {"calls": len(calls), **worst.to_dict()},
         )
+
+
+def _learns(subject: Subject, site: Site) -> bool:
+    """Whether several calls in one forward move its running statistics."""
+    assert subject.trace is not None
+    calls = subject.trace.of(site)
+    return len(calls) > 1 and site.remembers and site.uses_batch(True) and all(call.training for call in calls)
+
+
+def _seen(subject: Subject, sites: Sequence[Site]) -> dict[Site, list[Call]]:
+    """Their calls in one more pass, with an excerpt of many samples."""
+    if not sites or subject.inputs is None:
+        return {}
+    with subject.experiment() as model:
+        model.train()
+        found = trace(model, subject.inputs, sites, excerpt=thinned)
+    return {site: found.of(site) for site in sites}
 
 
 class Head(nn.Module):

@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 
 from evenorm.doctor.finding import Severity, Symptom
 from evenorm.doctor.probes.populations import Difference, largest_difference
-from evenorm.doctor.record import Step
+from evenorm.doctor.record import Measured
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
 from evenorm.doctor.trace import Call
@@ -45,8 +45,8 @@ def check(subject: Subject) -> Iterator[Symptom]:
     if record is None or not any(not f.training for step in record for f in step.forwards):
         return
     found: dict[str, tuple[int, Difference]] = {}
-    for step in record:
-        for path, calls in _by_site(step).items():
+    for path, steps in record.measured.items():
+        for calls in map(_passes, steps):
             worst = largest_difference([call.x for call in calls])
             if worst is not None and (path not in found or worst.evidence > found[path][1].evidence):
                 found[path] = (len(calls), worst)
@@ -59,16 +59,14 @@ def check(subject: Subject) -> Iterator[Symptom]:
         )
 
 
-def _by_site(step: Step) -> dict[str, list[Call]]:
-    """The measured training calls of each batch norm, the first of each pass."""
-    found: dict[str, dict[int, Call]] = {}
-    if len(step.calls) != len(step.details):
-        return {}
-    for noted, call in zip(step.calls, step.details, strict=True):
+def _passes(measured: Measured) -> list[Call]:
+    """The training calls of a batch norm in one step, the first of each pass."""
+    found: dict[int, Call] = {}
+    for noted, call in measured.calls:
         trained = noted.training and noted.gradients and not noted.recomputed and call.site.remembers
         if trained and noted.forward is not None and call.site.kind == "batch":
-            found.setdefault(noted.path, {}).setdefault(noted.forward, call)
-    return {path: list(calls.values()) for path, calls in found.items()}
+            found.setdefault(noted.forward, call)
+    return list(found.values())
 
 
 def _network() -> nn.Module:

@@ -1,0 +1,60 @@
+"""The suite ``monitor``: training steps of a watched model beside those of the same model by itself.
+
+Both take turns, step by step. The watched one's first step, in which everything is measured, comes before: what is
+timed is a loop that goes on. It is timed only where watching changes no loss by a single bit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from evenorm.bench import models
+from evenorm.bench.measure import timings
+from evenorm.bench.peers import OURS
+from evenorm.bench.row import Row, Timing
+from evenorm.bench.stopwatch import interleave
+
+__all__ = ["BARE", "NETWORK", "SUITE", "Watch", "measure"]
+
+Watch = Callable[[nn.Module, Optimizer], AbstractContextManager[Any]]
+"""Takes a model and its optimizer; what it gives watches the steps inside ``with``, and may be entered again."""
+
+SUITE, NETWORK, BARE = "monitor", "ResNet-50", "bare"
+_STEPS = 2
+
+
+def measure(watch: Watch, seconds: float, quick: bool = False) -> Iterator[Row]:
+    """One row: ours is the watched step, and ``bare`` the same without."""
+    torch.manual_seed(0)
+    task = models.MODELS[NETWORK](quick)
+    calls = {OURS: _watched(copy.deepcopy(task.model), task, watch), BARE: _step(task.model, task)}
+    losses = {name: torch.stack([call() for _ in range(_STEPS)]) for name, call in calls.items()}
+    error = float((losses[OURS] - losses[BARE]).abs().max())
+    if error != 0:
+        found = {OURS: Timing(absent=f"wrong: watching moves a loss by {error:.2g}")}
+    else:
+        found = timings(interleave(calls, seconds))
+    found[OURS].error, found[OURS].share = error, error
+    yield models.row(NETWORK, "training", task.batch, found, suite=SUITE, title="whole steps, watched · float32")
+
+
+def _step(model: nn.Module, task: models.Task) -> Callable[[], Tensor]:
+    return models.training(model, task, torch.optim.SGD(model.parameters(), lr=task.rate))
+
+
+def _watched(model: nn.Module, task: models.Task, watch: Watch) -> Callable[[], Tensor]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=task.rate)
+    step, watcher = models.training(model, task, optimizer), watch(model, optimizer)
+
+    def watched() -> Tensor:
+        with watcher:
+            return step()
+
+    return watched
