@@ -134,6 +134,96 @@ def test_lengths_that_code_has_read_are_compared() -> None:
         torch.testing.assert_close(model(x := images(side=side)), plain(x))
 
 
+class ByAxes(nn.Module):
+    """Code that turns on how many axes there are, and one that compares whole shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.expected = nn.GroupNorm(2, 8), (4, 8, 6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        if x.dim() == 3 or x.shape == self.expected:
+            return F.relu(y)
+        return y
+
+
+@pytest.mark.parametrize("traced", [(4, 8, 6, 6), (4, 8, 6), (2, 8, 6, 6)])
+def test_shapes_that_code_has_compared_are_compared(traced: tuple[int, ...]) -> None:
+    model, plain = randomize(ByAxes()), randomize(ByAxes())
+    _, report = evenorm.accelerate(model, torch.randn(traced), report=True)
+    assert report.count("activations fused") == (traced[0] == 4)
+    for shape in ((4, 8, 6, 6), (4, 8, 6), (2, 8, 6, 6), (4, 8, 6, 6, 2)):
+        torch.testing.assert_close(model(x := torch.randn(shape)), plain(x))
+
+
+class Inner(nn.Module):
+    """Ends with a normalizer, and pads by the lengths of what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.pad(x, (0, int(x.shape[-1]) % 2)))
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.inner = nn.Conv2d(8, 8, 1), Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(self.conv(x))
+
+
+def test_lengths_inside_are_those_of_the_example() -> None:
+    """As in transformers' MobileNetV2, whose convolutions pad as TensorFlow's do."""
+    model, plain = randomize(Outer()), randomize(Outer())
+    _, report = evenorm.accelerate(model, images(), report=True)
+    assert report.count("adds fused") == 1
+    assert is_fused(model, lambda: model(images()), model.inner.norm)  # type: ignore[union-attr, arg-type]
+    assert not is_fused(model, lambda: model(images(7)), model.inner.norm)  # type: ignore[union-attr, arg-type]
+    for shape in ((4, 6), (7, 6), (4, 4)):
+        torch.testing.assert_close(model(x := images(*shape)), plain(x))
+    with pytest.raises(RuntimeError, match="size"):
+        plain(images(side=5))
+    with pytest.raises(RuntimeError, match="size"):
+        model(images(side=5))
+
+
+class Beside(nn.Module):
+    """Normalizers beside what could go with them, if it were another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.twice, self.squashed = (nn.GroupNorm(2, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x + x.flip(0)
+        y = self.before(total)
+        z = self.twice(y.abs())
+        return torch.tanh(self.squashed(F.relu(z) * z)) + total
+
+
+def test_what_is_left_has_a_reason() -> None:
+    _, report = evenorm.accelerate(Beside(), images(), report=True)
+    assert report.count("replaced") == 3
+    reasons = {row.path: row.refusal for row in report.refused}
+    assert reasons.keys() == {"before", "twice", "squashed"}
+    assert "added before it" in reasons["before"]
+    assert "goes to relu and elsewhere" in reasons["twice"]
+    assert "tanh is none of the activations" in reasons["squashed"]
+
+
+def test_what_has_a_hook_is_left_with_a_reason() -> None:
+    model = Residual()
+    model.bn2.register_forward_hook(lambda *_: None)
+    _, report = evenorm.accelerate(model, images(), report=True)
+    assert report.count("adds fused") == 0
+    assert [row.refusal for row in report.refused] == ["a hook hangs on BatchNorm2d"]
+
+
 @pytest.mark.parametrize("name", ["bn2", "relu", "conv1"])
 def test_a_child_replaced_later_is_called(name: str) -> None:
     model, plain = fused_residual()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx, nn
 
 from evenorm.epilogue import Epilogue
 from evenorm.layers import Layer
+from evenorm.surgery.left import why_alone
 from evenorm.surgery.patterns import addends, epilogue_of, writes, writes_to_the_first
 from evenorm.surgery.proof import Inputs, Proof, ProofError, observe, prove, widened
 from evenorm.surgery.report import SurgeryReport
@@ -46,26 +47,39 @@ class _Fusion:
         return [str(n.target) for n in (self.layer, self.activated) if n is not None and n.op == "call_module"]
 
 
+@dataclass
+class _Found:
+    """What has been found out on the way outwards."""
+
+    opened: dict[nn.Module, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    """Modules that end with a normalizer, and the shapes that they were called with."""
+    done: dict[Layer, _Fusion] = field(default_factory=dict)
+    left: dict[Layer, tuple[str, str, str]] = field(default_factory=dict)
+    """Normalizers that stay alone: path, name of the module around them, reason."""
+
+
 def fuse(model: nn.Module, inputs: Inputs | None, report: SurgeryReport) -> None:
     """Fuse all that can be: without inputs activation modules alone, with inputs functions and residuals, proved."""
     names: dict[nn.Module, str] = {}
     for path, module in model.named_modules():
         names.setdefault(module, path)
     calls = {} if inputs is None else _calls(model, inputs)
-    opened: set[nn.Module] = set()
-    done: dict[Layer, _Fusion] = {}
+    found = _Found()
     for module in _innermost_first(model):
         if isinstance(module, (Layer, nn.ModuleList, nn.ModuleDict)):
             continue
-        if not any(isinstance(child, Layer) or child in opened for child in _inside(module)):
+        if not any(isinstance(child, Layer) or child in found.opened for child in _inside(module)):
             continue
         if inputs is not None and module not in calls:
             report.refuse(names[module], type(module).__name__, "the example inputs do not reach it")
             continue
         try:
-            _fuse_module(module, names[module], calls.get(module), opened, done, report)
+            _fuse_module(module, names[module], calls.get(module), found, report)
         except TraceError as fault:
             report.refuse(names[module], type(module).__name__, str(fault))
+    for layer, (path, kind, reason) in found.left.items():
+        if layer not in found.done:
+            report.refuse(path, kind, reason)
 
 
 def _innermost_first(module: nn.Module, seen: set[nn.Module] | None = None) -> Iterator[nn.Module]:
@@ -113,44 +127,52 @@ def _mode(module: nn.Module, training: bool) -> Iterator[None]:
             m.training = mode
 
 
-def _fuse_module(
-    module: nn.Module,
-    path: str,
-    inputs: Inputs | None,
-    opened: set[nn.Module],
-    done: dict[Layer, _Fusion],
-    report: SurgeryReport,
-) -> None:
+def _fuse_module(module: nn.Module, path: str, inputs: Inputs | None, found: _Found, report: SurgeryReport) -> None:
     arguments = Arguments.of(module, inputs)
+    name = type(module).__name__
     codes: dict[bool, Code] = {}
     new: dict[Layer, _Fusion] = {}
     for training in (True, False):
         with _mode(module, training):
-            flow = trace(module, arguments, opened)
+            flow = trace(module, arguments, found.opened, found.opened)
             fusions, modules = _find(flow, module, everything=inputs is not None)
-            fresh = [f for f in fusions if modules[f.paths[0]] not in done]
+            fresh = [f for f in fusions if modules[f.paths[0]] not in found.done]
+            if inputs is not None:
+                _note_left(flow, fusions, modules, path, name, found)
             if fresh:
-                needed = {modules[p] for f in fresh for p in _above(f)} & opened
-                if needed != set(flow.inlined[1:]):
-                    flow = trace(module, arguments, needed)
+                needed = {m: found.opened[m] for f in fresh for p in _above(f) if (m := modules[p]) in found.opened}
+                if needed.keys() != set(flow.inlined[1:]):
+                    flow = trace(module, arguments, needed, needed)
                     fusions, modules = _find(flow, module, everything=inputs is not None)
-                new |= {modules[f.paths[0]]: f for f in fusions if modules[f.paths[0]] not in done}  # type: ignore[misc]
+                new |= {layer: f for f in fusions if (layer := modules[f.paths[0]]) not in found.done}  # type: ignore[misc]
                 codes[training] = _code(flow, fusions, modules)
             elif training and _ends_with_layer(flow, modules) and not is_hooked(module):
-                opened.add(module)
+                found.opened[module] = arguments.shapes
     if not codes:
         return
     proof = _install(module, Forward(module, arguments, codes), inputs)
     if proof is not None and not proof.holds:
-        report.refuse(path, type(module).__name__, "the fused forward differs by more than rounding", proof)
+        report.refuse(path, name, "the fused forward differs by more than rounding", proof)
         return
-    done |= new
+    found.done |= new
     for fusion in new.values():
         whole = ".".join(filter(None, (path, fusion.paths[0])))
         for node, work in ((fusion.added, "adds fused"), (fusion.activated, "activations fused")):
             if node is not None:
                 what = "+ residual" if node is fusion.added else str(fusion.epilogue)
-                report.did(whole, type(module).__name__, f"normalization, {what}", work, proof)
+                report.did(whole, name, f"normalization, {what}", work, proof)
+
+
+def _note_left(
+    flow: Trace, fusions: list[_Fusion], modules: Mapping[str, nn.Module], path: str, name: str, found: _Found
+) -> None:
+    taken = {node for fusion in fusions for node in (fusion.added, fusion.activated) if node is not None}
+    fused_here = {fusion.layer for fusion in fusions}
+    for node in flow.graph.nodes:
+        layer = modules[str(node.target)] if node.op == "call_module" else None
+        reason = why_alone(node, modules, taken) if isinstance(layer, Layer) and node not in fused_here else None
+        if reason is not None and isinstance(layer, Layer):
+            found.left[layer] = (".".join(filter(None, (path, str(node.target)))), name, reason)
 
 
 def _above(fusion: _Fusion) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from evenorm.epilogue import Epilogue
 from evenorm.surgery.proof import Inputs
 from evenorm.surgery.trace import Arguments, TraceError, trace
 
-__all__ = ["activation_of", "addends", "epilogue_of", "writes", "writes_to_the_first"]
+__all__ = ["activation_of", "addends", "epilogue_of", "is_activation", "writes", "writes_to_the_first"]
 
 _MODULES: dict[type[nn.Module], Callable[[Any], Epilogue]] = {
     nn.ReLU: lambda m: Epilogue("relu"),
@@ -32,6 +32,7 @@ _FUNCTIONS: dict[Any, str] = {
     **dict.fromkeys((F.hardswish,), "hardswish"),
     **dict.fromkeys((F.gelu,), "gelu"),
 }
+_OTHERS = {"sigmoid", "tanh", "elu", "selu", "celu", "softplus", "mish", "hardsigmoid", "hardtanh", "prelu", "rrelu"}
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _WRITES_TO_THE_FIRST = (operator.iadd, "add_")
 
@@ -58,7 +59,7 @@ def activation_of(module: nn.Module) -> Epilogue | None:
     return epilogue_of(nodes[1], {})
 
 
-def epilogue_of(node: fx.Node, modules: dict[str, nn.Module]) -> Epilogue | None:
+def epilogue_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Epilogue | None:
     """The activation that a node of a graph computes of its one tensor, if it is one."""
     if node.op == "call_module":
         return activation_of(modules[str(node.target)]) if len(node.args) == 1 and not node.kwargs else None
@@ -74,6 +75,15 @@ def epilogue_of(node: fx.Node, modules: dict[str, nn.Module]) -> Epilogue | None
         kind = options.get("approximate", rest[0] if rest else "none")
         return Epilogue("gelu_tanh" if kind == "tanh" else "gelu") if kind in ("none", "tanh") else None
     return Epilogue(name) if name and not options else None
+
+
+def is_activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node is an activation, one that cannot be fused too."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return type(module).__name__.lower() in _OTHERS or activation_of(module) is not None
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.rstrip("_") in _OTHERS or epilogue_of(node, modules) is not None
 
 
 def addends(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:

@@ -99,7 +99,7 @@ class Code:
         """Whether the graph is still true of the module and of these arguments."""
         return (
             all(
-                value.shape[axis] == length
+                value.dim() == length if axis is None else value.shape[axis : axis + 1] == (length,)
                 for (name, axis), length in self.lengths.items()
                 for value in (values[name],)
             )

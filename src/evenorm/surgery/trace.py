@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -78,29 +78,42 @@ class Trace:
 
     graph: fx.Graph
     inlined: list[nn.Module] = field(default_factory=list)
-    lengths: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Lengths of arguments' axes that the code has asked for; the graph is true of these alone."""
+    lengths: dict[tuple[str, int | None], int] = field(default_factory=dict)
+    """Lengths of arguments' axes (of ``None``: how many axes) that were read; the graph is true of these alone."""
 
 
-class _Shape(tuple[int, ...]):
-    """A shape that notes which of its lengths are read."""
+class _Shape(Sequence[int]):
+    """A shape that tells which of its lengths are read, or how many there are: no tuple, whose reading goes unseen."""
 
-    name: str
-    read: dict[tuple[str, int], int]
+    def __init__(self, lengths: tuple[int, ...], note: Callable[[int | None], None]) -> None:
+        self.lengths, self.note = lengths, note
 
     def __getitem__(self, key: Any) -> Any:
-        for k in range(len(self))[key] if isinstance(key, slice) else (range(len(self))[key],):
-            self.read[self.name, k] = tuple.__getitem__(self, k)
-        return tuple.__getitem__(self, key)
+        for k in range(len(self.lengths))[key] if isinstance(key, slice) else (range(len(self.lengths))[key],):
+            self.note(k)
+        return self.lengths[key]
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self[:])
+    def __len__(self) -> int:
+        self.note(None)
+        return len(self.lengths)
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == (tuple(other) if isinstance(other, _Shape) else other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
 
 
 class _Argument(fx.Proxy):
     """A tensor whose shape is known."""
 
     known: _Shape
+
+    @staticmethod
+    def of(node: fx.Node, tracer: fx.Tracer, shape: tuple[int, ...], note: Callable[[int | None], None]) -> _Argument:
+        found = _Argument(node, tracer)
+        found.known = _Shape(shape, note)
+        return found
 
     @property
     def shape(self) -> _Shape:
@@ -113,20 +126,44 @@ class _Argument(fx.Proxy):
         return len(self.known)
 
 
+Shapes = Mapping[nn.Module, Mapping[str, tuple[int, ...]]]
+"""Of the arguments of modules, in observed calls."""
+
+
 class _Tracer(fx.Tracer):
-    def __init__(self, arguments: Arguments, opened: Collection[nn.Module], shapes: Mapping[str, Any]) -> None:
+    def __init__(self, module: nn.Module, arguments: Arguments, opened: Collection[nn.Module], shapes: Shapes) -> None:
         super().__init__()
         self.arguments, self.opened, self.shapes = arguments, opened, shapes
+        self.own = shapes.get(module, {})
         self.inlined: list[nn.Module] = []
-        self.lengths: dict[tuple[str, int], int] = {}
+        self.lengths: dict[tuple[str, int | None], int] = {}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        if node.op != "placeholder" or node.target not in self.shapes:
+        name = str(node.target)
+        if node.op != "placeholder" or name not in self.own:
             return super().proxy(node)
-        found = _Argument(node, self)
-        found.known = _Shape(self.shapes[str(node.target)])
-        found.known.name, found.known.read = str(node.target), self.lengths
-        return found
+        return _Argument.of(node, self, self.own[name], lambda k: self._note(name, k))
+
+    def _note(self, name: str, axis: int | None) -> None:
+        self.lengths[name, axis] = len(self.own[name]) if axis is None else self.own[name][axis]
+
+    def _note_all(self, _: int | None) -> None:
+        """A length inside may come from any of the arguments' lengths."""
+        for name, shape in self.own.items():
+            for axis in (None, *range(len(shape))):
+                self._note(name, axis)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if m in self.opened and self.own.keys() == self.arguments.types.keys():
+            known = self.shapes.get(m, {})
+            values = {
+                name: _Argument.of(value.node, self, known[name], self._note_all)
+                if isinstance(value, fx.Proxy) and name in known
+                else value
+                for name, value in bind(m, args, kwargs).items()
+            }
+            args, kwargs = _arranged(m, values)
+        return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if m not in self.opened:
@@ -139,17 +176,23 @@ class _Tracer(fx.Tracer):
         return partial(_call_by_name, root_fn, self.root, {**self.arguments.constants, **given}), []
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, _Shape):
+            a = tuple(a)
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not any(a is b for b in self.root.buffers()):
             # Made while tracing, perhaps at random: the graph would hold this one for ever.
             raise TraceError("it makes tensors that do not come from its input")
         return super().create_arg(a)
 
 
+def _arranged(module: nn.Module, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments by name, as a call of the module takes them."""
+    only = [p.name for p in _signature(type(module).forward).parameters.values() if p.kind is p.POSITIONAL_ONLY]
+    return tuple(values[name] for name in only[1:]), {n: v for n, v in values.items() if n not in only}
+
+
 def _call_by_name(function: Any, module: nn.Module, values: dict[str, Any]) -> Any:
-    parameters = list(inspect.signature(function).parameters.values())[1:]
-    positional = [values[p.name] for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    result = function(module, *positional, **{name: value for name, value in values.items() if name not in taken})
+    args, kwargs = _arranged(module, values)
+    result = function(module, *args, **kwargs)
     _check_result(result)
     return result
 
@@ -163,8 +206,10 @@ def _check_result(result: Any) -> None:
         raise TraceError(f"it returns a {type(result).__name__}")
 
 
-def trace(module: nn.Module, arguments: Arguments, opened: Collection[nn.Module] = ()) -> Trace:
-    """The data flow of a module in its present mode.
+def trace(
+    module: nn.Module, arguments: Arguments, opened: Collection[nn.Module] = (), shapes: Shapes | None = None
+) -> Trace:
+    """The data flow of a module in its present mode; ``shapes`` are for code that computes with lengths.
 
     Raises:
         TraceError: its code cannot be followed with symbols for tensors.
@@ -176,12 +221,11 @@ def trace(module: nn.Module, arguments: Arguments, opened: Collection[nn.Module]
     except TraceError:
         if not arguments.shapes:
             raise
-        # Code that computes with lengths is followed with those of the observed call.
-        return _trace(module, arguments, opened, arguments.shapes)
+        return _trace(module, arguments, opened, {**(shapes or {}), module: arguments.shapes})
 
 
-def _trace(module: nn.Module, arguments: Arguments, opened: Collection[nn.Module], shapes: Mapping[str, Any]) -> Trace:
-    tracer = _Tracer(arguments, opened, shapes)
+def _trace(module: nn.Module, arguments: Arguments, opened: Collection[nn.Module], shapes: Shapes) -> Trace:
+    tracer = _Tracer(module, arguments, opened, shapes)
     try:
         graph = tracer.trace(module)
     except TraceError:
