@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,18 @@ def _run(operation: Operation, inputs: Inputs | None, out: Path | None, as_json:
         model, report = operation()
     except (ValueError, TypeError, FloatingPointError, ProofError) as fault:
         return _failed(fault)
-    if out is not None:
-        write(model, inputs, out)
+    try:
+        written = None if out is None else write(model, inputs, out)
+    except ProofError as fault:
+        return _failed(fault)
     if as_json:
-        sys.stdout.write(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
-    else:
-        Console(highlight=False).print(report)
+        figures = {**report.to_dict(), "written": written and asdict(written)}
+        sys.stdout.write(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        return DONE
+    console = Console(highlight=False)
+    console.print(report)
+    if written is not None:
+        console.print(str(written), markup=False, soft_wrap=True)
     return DONE
 
 

@@ -195,7 +195,8 @@ def _drift(layer: nn.Module, mean: Tensor, variance: Tensor) -> str:
     old_mean, old_variance = (layer.get_buffer(n).double() for n in ("running_mean", "running_var"))
     shift = ((mean - old_mean).abs() / variance.clamp_min(torch.finfo(torch.float64).tiny).sqrt()).max()
     ratio = (variance / old_variance.clamp_min(torch.finfo(torch.float64).tiny)).log()
-    return f"mean moved by up to {float(shift):.3g} σ, variance by up to {float(ratio.abs().max().exp()):.3g}×"
+    factor = float(ratio.abs().max().exp())
+    return f"{type(layer).__name__}, moved: mean ≤ {float(shift):.3g} σ, variance ≤ {factor:.3g}×"
 
 
 def _write(layer: Any, mean: Tensor, variance: Tensor, batches: int) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from evenorm.surgery.proof import Proof
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 __all__ = ["Row", "SurgeryReport"]
@@ -65,21 +67,33 @@ class SurgeryReport:
         """The report as plain values, for JSON."""
         return asdict(self)
 
-    def __rich__(self) -> Table:
-        from rich.table import Table
+    def __rich__(self) -> Group:
+        from rich.console import Group
         from rich.text import Text
 
         # Not at the top: importing evenorm should not cost what a terminal costs.
+        parts: list[Any] = [Text(self._title(), "bold")]
+        indent = max((len(_leaf(row.path)) for row in self.rows), default=0)
+        for parent, rows in groupby(self.rows_by_path(), lambda row: row.path.rpartition(".")[0]):
+            if parent:
+                parts.append(Text(parent, "dim"))
+            parts.append(_lines(parent, list(rows), indent))
+        if self.proof:
+            parts.append(Text(f"whole model: {self.proof}"))
+        if any(row.proof for row in self.rows):
+            parts.append(Text("on the right: errors of their bounds in eps·max|y|", "dim"))
+        return Group(*parts)
 
-        title = f"{self.operation}: {', '.join(self._counts()) or 'nothing to do'}"
-        caption = f"whole model: {self.proof}" if self.proof else None
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-        for name in ("layer", "before", "after", "error"):
-            table.add_column(name, overflow="fold")
+    def rows_by_path(self) -> list[Row]:
+        """The rows, all of one layer together, layers of one module together."""
+        order: dict[str, list[Row]] = {}
         for row in self.rows:
-            after = Text(f"left: {row.refusal}", style="yellow") if row.refusal else Text(row.after)
-            table.add_row(row.path or "(root)", row.before, after, str(row.proof or ""))
-        return table
+            order.setdefault(row.path.rpartition(".")[0], []).append(row)
+        first = {path: index for index, path in reversed(list(enumerate(row.path for row in self.rows)))}
+        return [row for rows in order.values() for row in sorted(rows, key=lambda row: first[row.path])]
+
+    def _title(self) -> str:
+        return f"{self.operation}: {', '.join(self._counts()) or 'nothing to do'}"
 
     def _counts(self) -> list[str]:
         counts = Counter(row.work for row in self.changed)
@@ -87,7 +101,35 @@ class SurgeryReport:
         return [f"{number} {work}" for work, number in counts.items()] + ([f"{left} left"] if left else [])
 
     def __str__(self) -> str:
-        lines = [f"{self.operation}: {', '.join(self._counts()) or 'nothing to do'}"]
+        lines = [self._title()]
         lines += [f"{row.path or '(root)'}: {row.before} → {row.after}" for row in self.changed]
         lines += [f"{row.path or '(root)'}: {row.before} left: {row.refusal}" for row in self.refused]
         return "\n".join([*lines, f"whole model: {self.proof}"] if self.proof else lines)
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2] or "(model)"
+
+
+def _lines(parent: str, rows: list[Row], indent: int) -> Table:
+    """What was done inside one module: names, what became of them, errors."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    table.add_column(width=indent + 2, no_wrap=True)
+    table.add_column(ratio=1, overflow="fold")
+    table.add_column(justify="right", no_wrap=True, style="dim")
+    above = ""
+    for row in rows:
+        name = "" if row.path == above else _leaf(row.path)
+        # Beside a module's own name the names of its children are enough.
+        after = row.after.replace(f"{parent}.", "") if parent else row.after
+        if row.refusal:
+            what = Text(f"{row.before} left: {row.refusal}", "yellow")
+        else:
+            what = Text(after if after.startswith(row.before) else f"{row.before} → {after}")
+        proof = f"{row.proof.error:.2g} of {row.proof.bound:.2g}" if row.proof else ""
+        table.add_row(f"  {name}", what, proof)
+        above = row.path
+    return table
