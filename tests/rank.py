@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import evenorm
-from evenorm import Accumulated, BatchNorm1d, BatchNorm2d, Norm, Renorm, Running, SyncBatchNorm, Synced, SyncError
+from evenorm import Accumulated, BatchNorm1d, BatchNorm2d, Norm, Renorm, SyncBatchNorm, Synced, SyncError
 
 RANK, COUNT = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 CHECKS: dict[str, Callable[[], None]] = {}
@@ -374,19 +376,38 @@ def recalibrated() -> None:
 
 @check
 def skips_a_call() -> None:
-    """The last rank forgets one layer: an error on every rank, and nothing is mixed."""
-    first, second = SyncBatchNorm(3), SyncBatchNorm(3, statistics=Running(0.5))
-    x = torch.randn(4, 3)
-    with pytest.raises(SyncError, match=rf"rank 0 is at layer.*rank {COUNT - 1} is at layer"):
-        second(x if RANK == COUNT - 1 else first(x))
-    assert first.running_mean is not None
-    assert second.running_mean is not None
-    assert first.running_mean.tolist() == second.running_mean.tolist() == [0, 0, 0]
+    """The last rank forgets one layer of two that look alike: an error on every rank, and nothing is mixed."""
+    first = SyncBatchNorm(3)
+    for second in (SyncBatchNorm(3), copy.deepcopy(first)):
+        x = torch.randn(4, 3)
+        with pytest.raises(SyncError) as found:
+            second(x if RANK == COUNT - 1 else first(x))
+        places = re.findall(
+            r"(rank [^;]*) at SyncBatchNorm\('\[n\] c \[\.\.\.\]', 3\), number (\d+) \(forward", str(found.value)
+        )
+        assert [ranks for ranks, _ in places] == [", ".join(f"rank {r}" for r in range(COUNT - 1)), f"rank {COUNT - 1}"]
+        assert places[0][1] != places[1][1]
+        for layer in (first, second):
+            assert layer.running_mean is not None
+            assert layer.running_mean.tolist() == [0, 0, 0]
+
+
+@check
+def makes_more_layers_than_others() -> None:
+    """One rank makes layers of other sizes, groups or kinds first, and all in another order: no false alarm."""
+    alone = dist.new_group([0])
+    sizes = [5, 6]
+    if RANK == 0:
+        SyncBatchNorm(7), SyncBatchNorm(5, process_group=alone), BatchNorm1d(5, statistics=Renorm()), BatchNorm1d(5)
+        sizes.reverse()
+    layers = {size: SyncBatchNorm(size) for size in sizes}
+    for size in (5, 6):
+        compare(layers[size].double(), BatchNorm1d(size).double(), numbers(sum(SIZES), size), numbers(sum(SIZES), size))
 
 
 @check
 def skips_a_call_of_another_size() -> None:
-    """Gloo ends a rank that is sent too much; no rank comes through."""
+    """Gloo ends a process that is sent too much; the others say what failed, and no rank comes through."""
     first, second = SyncBatchNorm(3), SyncBatchNorm(300)
     if RANK == COUNT - 1:
         second(torch.randn(4, 300))
@@ -403,6 +424,16 @@ def dies() -> None:
     if RANK == COUNT - 1:
         os._exit(17)
     layer(torch.randn(4, 3))
+    sys.stdout.write("came through\n")
+
+
+@check
+def dies_before_the_backward_pass() -> None:
+    layer = SyncBatchNorm(3)
+    y = layer(torch.randn(4, 3).requires_grad_())
+    if RANK == COUNT - 1:
+        os._exit(17)
+    y.square().sum().backward()
     sys.stdout.write("came through\n")
 
 

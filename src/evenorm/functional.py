@@ -18,7 +18,7 @@ from evenorm.moments import Moments
 from evenorm.operator import Settings, Step, fused, staged
 from evenorm.pattern import Pattern, PatternError, naming
 from evenorm.recipe import Recipe
-from evenorm.statistics import Batch, History, Source, Statistics, Tag, absorbed
+from evenorm.statistics import Batch, History, PerDomain, Source, Statistics, Tag, absorbed
 from evenorm.statistics.group import Group
 from evenorm.statistics.lockstep import Lane, current
 
@@ -105,7 +105,8 @@ def normalize(
         eps: added to the variance; ``None`` is the machine epsilon (float32's for half precision).
         statistics: where mean and variance come from; this batch unless given.
         history: running mean, running variance, number of updates; updated in place in training.
-        state: the same as a value: nothing is written, and the call returns y and the state after it.
+        state: the same as a value: nothing is written, and the call returns y and the state after it, through which
+            no gradient flows.
         history_axes: the axes of the history.
         training: whether this is a training step.
         activation: what follows, by name, or an ``Epilogue``.
@@ -148,6 +149,8 @@ def normalize(
             Epilogue.of(activation),
             kernel,
         )
+        if isinstance(recipe.statistics, PerDomain):
+            raise ValueError("a call has one history: give the statistics of one domain in place of PerDomain(…)")
         if history is not None and state is not None:
             raise ValueError("give the history, which is written to, or the state, which is not, and not both")
         if mask is not None:
@@ -242,6 +245,8 @@ def compute(
     if given is not None:
         pattern, axes = recipe.remembered, recipe.remembered_axes
     _check(recipe, pattern, axes, x, weight, bias, residual, given or observing, caller)
+    if observing is not None and observing.mean.requires_grad:
+        raise ValueError(f"{caller}: no gradient flows into running statistics in training; give them detached")
     affine, epilogue, source = recipe.affine, recipe.epilogue, recipe.source
     settings = Settings(
         *(pattern, axes, recipe.centered, recipe.eps_for(x.dtype), affine.offset, affine.cast),
@@ -321,6 +326,11 @@ def remember(recipe: Recipe, history: History, moments: Moments, caller: object)
         if not lane.leads:
             return None
         history = history._replace(window=())
+    elif recipe.source.counts_batches and not history.window:
+        raise ValueError(
+            f"{caller}: the history has no window to count micro-batches in; add one, "
+            f"history._replace(window=Window.empty({tuple(moments.mean.shape)}))"
+        )
     kept = recipe.pattern.kept_names(moments.mean.dim())
     averaged = tuple(i for i, name in enumerate(kept) if name not in recipe.history)
     with torch.no_grad():
@@ -372,7 +382,8 @@ def _check(
     wanted = ((weight, "weight", parameters, axes), (bias, "bias", parameters, axes), (past, "history", averages, kept))
     for tensor, name, count, names in wanted:
         if tensor is not None and tensor.numel() != count:
-            where = f"on {names!r}" if names else "for no axis; name the axes it lies on, for example affine='c'"
+            argument = "history_axes" if name == "history" else "affine"
+            where = f"on {names!r}" if names else f"for no axis; name the axes it lies on, for example {argument}='c'"
             raise ValueError(
                 f"{caller}: expected a {name} of {count} values {where}, got shape {tuple(tensor.shape)} for an input "
                 f"of shape {tuple(x.shape)}"

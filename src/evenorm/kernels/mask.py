@@ -63,14 +63,24 @@ def from_lengths(lengths: Tensor, x: Tensor, binding: Binding, features: Sequenc
             f"expected {short[0]} integer lengths, one for each sample, got {lengths.dtype} of shape "
             f"{tuple(lengths.shape)}"
         )
-    if not torch.compiler.is_compiling() and lengths.numel():
-        least, most = int(lengths.min()), int(lengths.max())
-        if least < 0 or most > short[1]:
-            raise ValueError(
-                f"expected lengths from 0 to the {short[1]} positions there are, got {least if least < 0 else most}"
-            )
+    _check_range(lengths, short[1])
     positions = torch.arange(short[1], device=x.device)
     return (positions < lengths.to(x.device)[:, None]).reshape(wide)
+
+
+def _check_range(lengths: Tensor, most: int) -> None:
+    """Refuse lengths that are negative or beyond the padding."""
+    expected = f"expected lengths from 0 to the {most} positions there are"
+    if torch.compiler.is_compiling() or lengths.device.type != "cpu":
+        # Asking for the values would make the host wait.
+        torch._assert_async(((lengths >= 0) & (lengths <= most)).all(), expected)
+        return
+    # What a transform wraps holds those of every member.
+    while torch._C._functorch.is_functorch_wrapped_tensor(lengths):
+        lengths = torch._C._functorch.get_unwrapped(lengths)
+    wrong = (lengths < 0) | (lengths > most)
+    if bool(wrong.any()):
+        raise ValueError(f"{expected}, got {int(lengths[wrong][0])}")
 
 
 def _without(

@@ -11,7 +11,7 @@ from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
 from evenorm.layers.remembering import BatchLayer
 from evenorm.pattern import Pattern, naming
-from evenorm.statistics import Composed, Statistics, Synced
+from evenorm.statistics import Statistics, Synced, parts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -173,8 +173,10 @@ class SyncBatchNorm(_BatchNorm, _NormBase):
         statistics: Statistics | None = None,
     ) -> None:
         with naming("SyncBatchNorm"):
-            if not (isinstance(statistics, Composed) and statistics.contains(Synced)):
+            if not isinstance(statistics, Statistics) or not any(isinstance(p, Synced) for p in parts(statistics)):
                 statistics = Synced(process_group, of=statistics)
+            elif process_group is not None:
+                raise ValueError(f"got process_group= beside {statistics}; give it to the Synced(…) inside")
         super().__init__(
             *(num_features, eps, momentum, affine, track_running_stats, device, dtype),
             bias=bias,

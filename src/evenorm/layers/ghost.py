@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,13 +17,20 @@ from evenorm.layers.remembering import BatchLayer
 from evenorm.moments import Moments
 from evenorm.pattern import Binding, Pattern
 from evenorm.recipe import Recipe
-from evenorm.statistics import Accumulated, Composed, Statistics, Synced
+from evenorm.statistics import Accumulated, Statistics, Synced
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
 
+_APART = "a ghost batch is one that shares its statistics with no other; use BatchNorm"
+
+
 class _GhostBatchNorm(BatchLayer, _NormBase):
     scaling, history_axes = Affine("c"), ("c",)
+    meaningless: ClassVar[Mapping[type[Statistics], str]] = {
+        Synced: f"it merges those of all processes, and {_APART}",
+        Accumulated: f"it merges those of a window, and {_APART}",
+    }
 
     def __init__(
         self,
@@ -43,11 +51,6 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         if type(virtual_batch_size) is not int or virtual_batch_size < 1:
             raise ValueError(
                 f"{type(self).__name__}: virtual_batch_size must be a positive integer, got {virtual_batch_size!r}"
-            )
-        if isinstance(statistics, Composed) and (statistics.contains(Synced) or statistics.contains(Accumulated)):
-            raise ValueError(
-                f"{type(self).__name__}: {type(statistics).__name__}(…) merges batches, and a ghost batch is one that "
-                f"shares its statistics with no other; use BatchNorm"
             )
         self.virtual_batch_size = virtual_batch_size
         self.pattern = Pattern.parse("(k [n]) c [...]", n=virtual_batch_size)

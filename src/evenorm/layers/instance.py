@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -10,13 +11,16 @@ from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
 from evenorm.layers.remembering import BatchLayer
 from evenorm.pattern import Pattern
-from evenorm.statistics import Batch, Statistics
+from evenorm.statistics import Accumulated, Batch, Statistics
 
 __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
 
 
 class _InstanceNorm(BatchLayer):
     pattern, scaling, history_axes = Pattern.parse("n c [...]"), Affine("c"), ("c",)
+    meaningless: ClassVar[Mapping[type[Statistics], str]] = {
+        Accumulated: "a sample has statistics of its own, which no other micro-batch adds to"
+    }
 
     def __init__(
         self,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import count
-from math import prod
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -18,15 +16,14 @@ from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
 from evenorm.functional import recomputing, run, verify
 from evenorm.kernels import mask as masks
+from evenorm.layers.given import axes_of
 from evenorm.layers.packed import padded, repacked
 from evenorm.operator import Straight
 from evenorm.pattern import Binding, Pattern, PatternError, naming
 from evenorm.recipe import Recipe
-from evenorm.statistics import Batch, History, PerDomain, Statistics, Tag
+from evenorm.statistics import Batch, History, PerDomain, Statistics, Tag, numbered
 
 __all__ = ["Layer"]
-
-_numbers = count(1)
 
 _ways: WeakKeyDictionary[Layer, dict[Any, Straight]] = WeakKeyDictionary()
 """Calls that each layer has made before, by the input's shape, strides and dtype; any new attribute forgets them."""
@@ -50,7 +47,7 @@ class Layer(nn.Module):
     """Input shapes that the layer takes; any that fits the pattern where there are none."""
 
     number: int = 0
-    """Which of the layers that synchronize this is, in the order in which they were made."""
+    """Which of the layers that exchange moments this is: the same in all processes, and of no other layer in this."""
 
     before: History | None = None
     """The history before the last call, which a recomputation of that call needs where it reads the history."""
@@ -89,6 +86,11 @@ class Layer(nn.Module):
             raise ValueError(f"{self}: {fault}") from None
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """The axes of the features, which a mask does not have."""
+        return tuple(self.scaling.axes)
+
+    @property
     def history(self) -> History | None:
         """What the layer remembers, if anything."""
         return None
@@ -99,8 +101,23 @@ class Layer(nn.Module):
         with naming(type(self).__name__):
             str(self.pattern), str(self.scaling)
         str(self.recipe)
-        if isinstance(self.statistics, PerDomain) or not self.recipe.source.is_alone:
-            self.number = next(_numbers)
+        self._take_number()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.number:
+            # A copy is another layer.
+            self._take_number()
+
+    def _take_number(self) -> None:
+        """A number of its own, where moments are exchanged with ranks or micro-batches."""
+        sources = [choice.flat() for choice in self.statistics.on(Batch()).choices()]
+        if not any(source.is_merged for source in sources):
+            return
+        groups = {getattr(s.synced.process_group, "group_name", "") for s in sources if s.synced is not None} - {""}
+        name, size = type(self).__name__.removeprefix("Fused"), getattr(self, "num_features", None)
+        parts = [repr(str(self.pattern)), *([] if size is None else [str(size)]), *sorted(groups)]
+        self.number = numbered(f"{name}({', '.join(parts)})")
 
     def forward(
         self,
@@ -234,6 +251,9 @@ class Layer(nn.Module):
             history = history.of(place)
         kept = history
         if not recipe.source.is_alone:
+            if not self.number:
+                # Its statistics were assigned after it was made.
+                self._take_number()
             tag = Tag(self.number, place or 0)
             history = self._as_before(history)
         y, after = run(
@@ -269,7 +289,7 @@ class Layer(nn.Module):
         with naming(str(self)):
             if mask is not None and lengths is not None:
                 raise ValueError("give mask= or lengths=, which is its prefix form, and not both")
-            binding, features = self._bound(recipe, input), self.scaling.axes
+            binding, features = self._bound(recipe, input), self.features
             if lengths is not None:
                 return masks.from_lengths(lengths, input, binding, features)
             assert mask is not None
@@ -338,30 +358,15 @@ class Layer(nn.Module):
             else given
             for given in (scale, shift)
         )
-        axes = {self._given_axes(recipe, input, given) for given in (scale, shift) if given is not None}
+        binding, own = self._bound(recipe, input), recipe.affine.axes
+        try:
+            axes = {axes_of(given, binding, input.shape, own) for given in (scale, shift) if given is not None}
+        except (TypeError, ValueError) as fault:
+            raise type(fault)(f"{self}: {fault}") from None
         if len(axes) > 1:
             raise ValueError(f"{self}: scale and shift lie on different axes; give both in one shape")
         affine = Affine(axes.pop(), recipe.affine.offset, recipe.affine.cast)
         return replace(recipe, affine=affine), scale, shift
-
-    def _given_axes(self, recipe: Recipe, input: Tensor, given: Tensor) -> tuple[str, ...]:
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{self}: expected a tensor for scale and shift, got {type(given).__name__}")
-        binding = self._bound(recipe, input)
-        own = recipe.affine.axes
-        first = tuple(n for n, axis in zip(binding.names, binding.axes, strict=True) if axis == 0)
-        sizes, batch = binding.sizes(own), input.shape[0]
-        if given.shape in (sizes, (prod(sizes),)):
-            return own
-        if given.shape in ((batch, *sizes), (batch, prod(sizes))):
-            return first + own
-        wide = given.dim() == input.dim()
-        if wide and all(g in (1, i) for g, i in zip(given.shape, input.shape, strict=True)):
-            return tuple(n for n, a in zip(binding.names, binding.axes, strict=True) if given.shape[a] != 1)
-        raise ValueError(
-            f"{self}: scale and shift must have shape {sizes}, {(batch, *sizes)} (per sample), or one that "
-            f"broadcasts against {tuple(input.shape)}; got {tuple(given.shape)}"
-        )
 
 
 _recipe = cached(Recipe)

@@ -65,13 +65,11 @@ class Norm(Remembering):
         with naming("Norm"):
             self.epilogue = Epilogue.of(activation)
             self.pattern = Pattern.parse(pattern, **sizes) if isinstance(pattern, str) else pattern.with_sizes(**sizes)
-            known = {
-                f.name: f.size for axis in self.pattern.axes if all(f.size for f in axis.factors) for f in axis.factors
-            }
+            known = self._known
             if affine is None or isinstance(affine, Affine):
                 self.scaling = affine or Affine()
             else:
-                self.scaling = Affine(affine or tuple(known))
+                self.scaling = Affine(affine or known)
             self.centered, self.eps = centered, eps
             self.statistics = Batch() if statistics is None else statistics.on(Batch())
             kept = tuple(f.name for f in self.pattern.factors if not f.reduced and f.name in known)
@@ -84,6 +82,16 @@ class Norm(Remembering):
         self.reset_parameters()
         self.validate()
         self._complete_history(self.statistics)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The affine's axes; without an affine those whose size is known."""
+        return tuple(self.scaling.axes) or self._known
+
+    @property
+    def _known(self) -> tuple[str, ...]:
+        axes = (axis.factors for axis in self.pattern.axes)
+        return tuple(f.name for factors in axes if all(f.size for f in factors) for f in factors)
 
     def _remember(self, device: Any) -> None:
         remembers = self.statistics.remembers(training=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,17 @@ from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
 from evenorm.layers.layer import Layer
 from evenorm.pattern import naming
-from evenorm.statistics import Batch, Cumulative, Frozen, History, PerDomain, Running, Statistics, Window
+from evenorm.statistics import (
+    Batch,
+    Cumulative,
+    Frozen,
+    History,
+    PerDomain,
+    Running,
+    Statistics,
+    Window,
+    parts,
+)
 
 __all__ = ["BatchLayer", "Remembering"]
 
@@ -57,7 +68,8 @@ class Remembering(Layer):
             )
         if self.thawed is None:
             self.thawed = (self._choice(),)
-            self._choose(Frozen())
+            chosen = self.statistics
+            self._choose(PerDomain(dict.fromkeys(chosen.keys, Frozen())) if isinstance(chosen, PerDomain) else Frozen())
 
     def unfreeze(self) -> None:
         """Take ``freeze()`` back."""
@@ -78,6 +90,11 @@ class Remembering(Layer):
         """Add what torch has no buffer for; float32 at the least; one history upon the other for several domains."""
         mean, variance, updates = self.running_mean, self.running_var, self.num_batches_tracked
         if mean is None or variance is None or updates is None:
+            if _needs_history(statistics):
+                raise ValueError(
+                    f"{self}: there are no running statistics for this to keep; make the layer with "
+                    f"track_running_stats=True, or with an average: Running(0.1)"
+                )
             return
         least = torch.promote_types(mean.dtype, torch.float32)
         domains = (len(statistics.keys),) if isinstance(statistics, PerDomain) else ()
@@ -85,12 +102,11 @@ class Remembering(Layer):
         self.running_var = variance.to(least).expand(*domains, *variance.shape).clone()
         self.num_batches_tracked = updates.expand(domains).clone()
         self.register_buffer("num_batches_skipped", torch.zeros_like(self.num_batches_tracked), persistent=False)
-        members = [s for _, s in statistics.members] if isinstance(statistics, PerDomain) else [statistics]
-        if any(m is not None and getattr(m.flat().average, "variance", None) == "population" for m in members):
+        sources = [choice.flat() for choice in statistics.choices()]
+        if any(getattr(source.average, "variance", None) == "population" for source in sources):
             values = torch.zeros_like(self.running_mean, dtype=torch.float64)
             self.register_buffer("num_values_seen", values, persistent=False)
-        windows = [m.flat().window for m in members if m is not None]
-        if any(w is not None and w.gradients == "approximate" for w in windows):
+        if any(source.counts_batches for source in sources):
             for name, like in zip(_WINDOW, (mean, mean, mean, updates), strict=True):
                 dtype = torch.long if like is updates else torch.float64
                 zeros = torch.zeros((*domains, *like.shape), dtype=dtype, device=mean.device)
@@ -115,6 +131,14 @@ class Remembering(Layer):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+def _needs_history(statistics: Statistics) -> bool:
+    """Whether they mean nothing without running statistics."""
+    sources = [choice.flat() for choice in statistics.choices()]
+    return isinstance(statistics, PerDomain) or any(
+        isinstance(s.average, (Running, Cumulative, Frozen)) or s.counts_batches for s in sources
+    )
+
+
 @cached
 def _completed(statistics: Statistics, base: Statistics) -> Statistics:
     return statistics.on(base)
@@ -126,6 +150,9 @@ class BatchLayer(Remembering):
     least_values = 2
     momentum: float | None
     track_running_stats: bool
+    meaningless: ClassVar[Mapping[type[Statistics], str]] = {}
+    """Statistics that mean nothing here, each with the reason."""
+
     chosen: Statistics | None = None
     """The statistics that were asked for; ``None`` is the running average that ``momentum`` says."""
 
@@ -171,6 +198,9 @@ class BatchLayer(Remembering):
                 raise ValueError(
                     f"statistics must be Running(…), Synced(…) or others of their kind, got {statistics!r}"
                 )
+            for part in () if statistics is None else parts(statistics):
+                if (reason := self.meaningless.get(type(part))) is not None:
+                    raise ValueError(f"{type(part).__name__}(…) means nothing here: {reason}")
         self.validate()
         self._complete_history(self.statistics)
 

@@ -38,6 +38,9 @@ def fused(
         KernelError: a kernel was named that cannot run here.
     """
     tensors = (x, weight, bias, mean, variance, residual, mask)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (mean, variance)):
+        settings.allow_composed("the history asks for a gradient")
+        return normalized(*tensors, settings)
     if torch.compiler.is_compiling() and not kernels.exporting() and not kernels.transforming():
         return torch.ops.evenorm.normalize(*tensors, *settings)
     reason = kernels.must_compose(*tensors)

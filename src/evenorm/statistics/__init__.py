@@ -4,11 +4,11 @@ from evenorm.statistics.absorb import absorbed
 from evenorm.statistics.accumulated import Accumulated
 from evenorm.statistics.average import Batch, Cumulative, Frozen, Running
 from evenorm.statistics.domain import PerDomain
-from evenorm.statistics.group import Group, SyncError, Tag
+from evenorm.statistics.group import Group, SyncError, Tag, numbered
 from evenorm.statistics.history import History, Window
 from evenorm.statistics.lockstep import lockstep
 from evenorm.statistics.renorm import Ramp, Renorm
-from evenorm.statistics.source import Composed, Source, Statistics
+from evenorm.statistics.source import Composed, Source, Statistics, parts
 from evenorm.statistics.synced import Synced
 
 __all__ = [
@@ -31,4 +31,6 @@ __all__ = [
     "Window",
     "absorbed",
     "lockstep",
+    "numbered",
+    "parts",
 ]

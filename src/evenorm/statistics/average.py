@@ -31,6 +31,10 @@ class _Alone:
         """Itself."""
         return self
 
+    def choices(self) -> tuple[Self]:
+        """Itself alone."""
+        return (self,)
+
     def flat(self) -> Source:
         """Itself alone."""
         return Source(self)  # type: ignore[arg-type]

@@ -49,6 +49,10 @@ class PerDomain:
         """The domains, in order."""
         return tuple(key for key, _ in self.members)
 
+    def choices(self) -> tuple[Statistics, ...]:
+        """The statistics of every domain that has its own."""
+        return tuple(member for _, member in self.members if member is not None)
+
     def member(self, domain: str | None) -> tuple[int, Statistics]:
         """Place and statistics of a domain."""
         for place, (key, statistics) in enumerate(self.members):

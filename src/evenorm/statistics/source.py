@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from evenorm.statistics.renorm import Renorm
     from evenorm.statistics.synced import Synced
 
-__all__ = ["Composed", "Source", "Statistics"]
+__all__ = ["Composed", "Source", "Statistics", "parts"]
 
 
 class Source(NamedTuple):
@@ -38,6 +39,11 @@ class Source(NamedTuple):
         """Whether moments of other ranks or micro-batches normalize with this batch's."""
         return self.synced is not None or (self.window is not None and self.window.gradients == "exact")
 
+    @property
+    def counts_batches(self) -> bool:
+        """Whether micro-batches are normalized one by one, and a window of them is remembered at once."""
+        return self.window is not None and self.window.gradients == "approximate"
+
 
 @runtime_checkable
 class Statistics(Protocol):
@@ -52,8 +58,21 @@ class Statistics(Protocol):
     def on(self, base: Statistics) -> Statistics:
         """The same, with the layer's own average where none was named."""
 
+    def choices(self) -> tuple[Statistics, ...]:
+        """What a call chooses from: itself alone, or those of every domain."""
+
     def flat(self) -> Source:
         """The composition laid flat."""
+
+
+def parts(statistics: Statistics) -> Iterator[Statistics]:
+    """A composition and all that it is made of."""
+    yield statistics
+    for choice in statistics.choices():
+        if choice is not statistics:
+            yield from parts(choice)
+    if isinstance(statistics, Composed) and statistics.of is not None:
+        yield from parts(statistics.of)
 
 
 _CONSTANT = "frozen statistics do not come from a batch; write Frozen() alone"
@@ -116,9 +135,9 @@ class Composed:
         """As what it is made of."""
         return self.of is not None and self.of.remembers(training)
 
-    def contains(self, kind: type[Composed]) -> bool:
-        """Whether statistics of a kind are among what it is composed of."""
-        return isinstance(self, kind) or (isinstance(self.of, Composed) and self.of.contains(kind))
+    def choices(self) -> tuple[Self]:
+        """Itself alone."""
+        return (self,)
 
     def on(self, base: Statistics) -> Self:
         """The same, with a base at the bottom."""

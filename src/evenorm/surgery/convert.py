@@ -14,7 +14,7 @@ from evenorm.epilogue import Epilogue
 from evenorm.layers import Layer
 from evenorm.layers.remembering import BatchLayer
 from evenorm.pattern import Pattern
-from evenorm.statistics import Accumulated, Composed, Frozen, PerDomain, Renorm, Statistics, Synced
+from evenorm.statistics import Accumulated, Cumulative, Frozen, PerDomain, Renorm, Statistics, Synced, parts
 from evenorm.surgery.change import become
 from evenorm.surgery.freeze import FROZEN
 from evenorm.surgery.kinds import axes_of, fused_kind, ghost_kind, plain_kind
@@ -200,8 +200,9 @@ def _without_history(layer: nn.Module) -> dict[str, Any]:
 
 def _has_window(statistics: Statistics | None) -> bool:
     """Whether it needs more buffers than torch's three."""
-    windowed = isinstance(statistics, Composed) and statistics.contains(Accumulated)
-    return isinstance(statistics, PerDomain) or windowed
+    return isinstance(statistics, Statistics) and any(
+        isinstance(part, (PerDomain, Accumulated, Cumulative)) for part in parts(statistics)
+    )
 
 
 def most_groups(channels: int) -> int:
