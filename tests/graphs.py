@@ -102,12 +102,15 @@ class _Builder:
             return self.add(nn.Linear(WIDTH, WIDTH, bias=bias), "linear")
         options: dict[str, Any] = {"groups": rng.choice((1, 2, 4)), "bias": bias, "stride": rng.choice((1, 1, 2))}
         transposed = TRANSPOSED[self.dims]
-        if padding and kind is None and transposed is not None and rng.random() < 0.25:
-            stride = options["stride"]
-            return self.add(transposed(WIDTH, WIDTH, 3, padding=1, output_padding=stride - 1, **options), "transposed")
+        if kind is None and transposed is not None and rng.random() < 0.25:
+            if not padding:
+                # Between strides it sums over nothing, and a shift before it would have to reach there.
+                return self.add(transposed(WIDTH, WIDTH, 1, **{**options, "stride": 1}), "transposed")
+            options["dilation"] = options["padding"] = rng.choice((1, 2))
+            return self.add(transposed(WIDTH, WIDTH, 3, output_padding=options["stride"] - 1, **options), "transposed")
         if padding:
             options["dilation"] = rng.choice((1, 2))
-            options["padding"] = options["dilation"]
+            options["padding"] = "same" if options["stride"] == 1 and rng.random() < 0.2 else options["dilation"]
             options["padding_mode"] = rng.choice(("zeros", "zeros", "reflect", "circular", "replicate"))
         size = 3 if padding else 1
         return self.add((kind or CONVS[self.dims])(WIDTH, WIDTH, size, **options), "conv")
@@ -256,6 +259,52 @@ def _arguments(layer: Any) -> tuple[Any, ...]:
     return WIDTH, WIDTH, 3, 1, 1, 1, layer.groups
 
 
+def linear_of_positions(b: _Builder) -> None:
+    """A Linear on (N, positions, C) between transpositions, a normalizer on (N, C, positions)."""
+    linear, norm = b.add(nn.Linear(WIDTH, WIDTH, bias=b.rng.random() < 0.5), "linear"), b.norm(foldable=True)
+    act, last = b.activation(), b.add(nn.Linear(WIDTH, WIDTH), "linear")
+    first = b.norm(foldable=True)
+
+    def step(net: Any, x: Tensor) -> Tensor:
+        x = getattr(net, norm)(getattr(net, linear)(x.movedim(1, -1)).movedim(-1, 1))
+        x = getattr(net, first)(getattr(net, act)(x))
+        return torch.sin(getattr(net, last)(x.transpose(1, -1)).transpose(1, -1))
+
+    b.steps.append(step)
+
+
+def linear_flattened(b: _Builder) -> None:
+    """As LeViT has it: positions are samples to the normalizer."""
+    linear = b.add(nn.Linear(WIDTH, WIDTH, bias=b.rng.random() < 0.5), "linear")
+    norm = b.add(b.rng.choice((nn.BatchNorm1d, evenorm.BatchNorm1d))(WIDTH), "norm")
+    b.foldable.add(norm)
+
+    def step(net: Any, x: Tensor) -> Tensor:
+        y = getattr(net, linear)(x.movedim(1, -1))
+        return torch.sin(getattr(net, norm)(y.flatten(0, -2)).reshape_as(y)).movedim(-1, 1)
+
+    b.steps.append(step)
+
+
+def shuffled(b: _Builder) -> None:
+    """Channels change places on the way: as many as before, but others."""
+    conv, norm = b.same_size_conv(), b.norm(foldable=False)
+
+    def step(net: Any, x: Tensor) -> Tensor:
+        y = getattr(net, conv)(x)
+        return torch.sin(getattr(net, norm)(y.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)))
+
+    b.steps.append(step)
+
+
+def affine_before_linear(b: _Builder) -> None:
+    """Layer and RMS normalization of positions give weight and bias to the Linear that follows."""
+    kind = b.rng.choice((nn.LayerNorm, nn.RMSNorm, evenorm.LayerNorm, evenorm.RMSNorm))
+    norm, linear = b.add(kind(WIDTH), "norm"), b.add(nn.Linear(WIDTH, WIDTH, bias=b.rng.random() < 0.5), "linear")
+    b.foldable.add(norm)
+    b.steps.append(lambda net, x: getattr(net, linear)(getattr(net, norm)(x.movedim(1, -1))).movedim(-1, 1).sin())
+
+
 def no_history(b: _Builder) -> None:
     b.chain(b.same_size_conv(), b.norm(foldable=False, track_running_stats=False), b.activation())
 
@@ -306,6 +355,7 @@ SEGMENTS = (
     *(norm_first_reflected, norm_before_two, residual, downsampled, conv_used_twice, output_used_twice),
     *(block_used_twice, shared_norm, tied_weights, no_history, changed_in_place, through_a_view),
     *(weight_used_elsewhere, own_forward, hooked, with_activation),
+    *(linear_of_positions, linear_flattened, shuffled, affine_before_linear),
 )
 
 

@@ -48,7 +48,8 @@ def test_reused_convolution() -> None:
     """torch.fx.experimental.optimization.fuse: folded weights leak into the other call (pytorch#104593, #197539)."""
     model, x = randomize(ConvUsedTwice()).eval(), torch.randn(2, 4, 5, 5)
     assert error(fuse(copy.deepcopy(model))(x), model(x)) > WRONG
-    check_fold(model, x, folded=0)
+    report = check_fold(model, x, folded=0)
+    assert "output of Conv2d is used elsewhere" in report.refused[0].refusal
 
 
 @pytest.mark.parametrize("groups", [2, 4])
@@ -78,6 +79,28 @@ def test_linear_before_a_norm_of_another_axis() -> None:
     report = check_fold(model, x, folded=0)
     assert "another axis" in report.refused[0].refusal
     check_fold(model, torch.randn(5, 6), folded=1)
+
+
+class Positions(nn.Module):
+    """LeViT's: a Linear on (N, L, C), whose normalizer takes positions for samples; or with channels mixed up."""
+
+    def __init__(self, *, mixed: bool = False) -> None:
+        super().__init__()
+        self.linear, self.norm, self.mixed = nn.Linear(6, 6), nn.BatchNorm1d(6), mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        if self.mixed:
+            y = y.unflatten(-1, (2, 3)).transpose(-1, -2)
+        return self.norm(y.reshape(-1, 6)).reshape_as(x)
+
+
+def test_linear_of_positions() -> None:
+    """What only moves on the way is followed, and channels that change places are not taken for the same."""
+    x = torch.randn(2, 6, 6)
+    check_fold(randomize(Positions()).eval(), x, folded=1)
+    report = check_fold(randomize(Positions(mixed=True)).eval(), x, folded=0)
+    assert "another axis" in report.refused[0].refusal
 
 
 def naive_by_registration(model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from evenorm import fold
 from evenorm.surgery.proof import Inputs, observe, prove
 from graphs import SEGMENTS, random_graph
 
-FAST, ALL = len(SEGMENTS), 12 * len(SEGMENTS)
+FAST, ALL = len(SEGMENTS), 10 * len(SEGMENTS)
 SEEDS = [*range(FAST), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(FAST, ALL))]
 
 

@@ -106,7 +106,11 @@ RATE, CAREFUL = 1e-4, {"MobileNetV1": 1e-7, "MobileNetV2": 1e-8, "EfficientNet":
 FAST = ("ResNet", "Gemma")
 # What is fused of each; where a residual is added before the normalization nothing can be.
 FUSED = {
-    **{"ResNet": (10, 3), "RegNet": (7, 2), "MobileNetV1": (27, 0), "MobileNetV2": (35, 10), "EfficientNet": (14, 0)},
+    "ResNet": (10, 3),
+    "RegNet": (7, 2),
+    "MobileNetV1": (27, 0),
+    "MobileNetV2": (35, 10),
+    "EfficientNet": (14, 0),
     "wav2vec 2.0": (1, 0),
 }
 ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MODELS]

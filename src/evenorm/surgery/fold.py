@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evenorm.epilogue import Epilogue
 from evenorm.surgery.absorb import Weights, absorb_after, absorb_before, channel_axis, why_not_linear
 from evenorm.surgery.fixed import Fixed, find_fixed, is_normalizer, remainder
+from evenorm.surgery.moves import Moves, moved_axes
 from evenorm.surgery.proof import Inputs, Proof, ProofError, observe, prove, widened
-from evenorm.surgery.record import Call, Recording, record
+from evenorm.surgery.record import Call, Link, Recording, record
 from evenorm.surgery.report import SurgeryReport
 from evenorm.surgery.rewrite import is_hooked
 from evenorm.surgery.snapshot import atomic
@@ -32,7 +33,8 @@ def fold(model: nn.Module, example_inputs: Any, *, inplace: bool = True, report:
     keep their statistics and give γ and β to the linear layers that follow.
 
     Which layer follows which is recorded while the model runs on the example: two layers belong together if one
-    reads the very tensor that the other wrote and nothing else does. A layer that is called several times is
+    reads the tensor that the other wrote and nothing else does; it may have been transposed or reshaped on the way,
+    as before a Linear of (N, L, C), if the channels stay what they are. A layer that is called several times is
     folded only if all its calls agree. What cannot be folded is left, with the reason in the report.
 
     The folding is done on a copy first and compared with the model, on the example and on random inputs of its
@@ -133,11 +135,11 @@ def _fold_once(model: nn.Module, inputs: Inputs, report: SurgeryReport, left: Su
 
 @dataclass
 class _Folding:
-    """A normalizer, its fixed part, and the calls of linear layers that take it; ``after`` them or before them."""
+    """A normalizer, its fixed part, and the linear layers that take it, which it comes ``after`` or before."""
 
     norm: nn.Module
     part: Fixed
-    calls: dict[nn.Module, Call]
+    links: dict[nn.Module, Link]
     weights: dict[nn.Module, Weights]
     after: bool
 
@@ -146,18 +148,19 @@ class _Folding:
 
     @property
     def layers(self) -> list[nn.Module]:
-        return list(self.calls)
+        return list(self.links)
 
     def proof(self) -> Proof:
         """The two layers and what becomes of them, on the tensor that was recorded: the worst of all pairs."""
         proofs = []
-        for layer, call in self.calls.items():
+        for layer, link in self.links.items():
             new = copy.deepcopy(layer)
             self.weights[layer].put_into(new)
-            old = (layer, self.norm) if self.after else (self.norm, layer)
-            folded = (new, self.rest) if self.after else (self.rest, new)
+            between = Moves(link.moves)
+            old = (layer, between, self.norm) if self.after else (self.norm, between, layer)
+            folded = (new, between, self.rest) if self.after else (self.rest, between, new)
             before, after = (nn.Sequential(*map(copy.deepcopy, pair)).eval() for pair in (old, folded))
-            given = Inputs((call.given,))
+            given = Inputs((link.first.given,))
             proofs.append(prove(observe(before, given), observe(after, given), before, given))
         return max(proofs, key=lambda p: (not p.holds, p.error))
 
@@ -177,7 +180,7 @@ def _plan(norm: nn.Module, flow: Recording) -> _Folding | str | None:
         return "the example inputs do not reach it"
     if is_hooked(norm):
         return "a hook hangs on it"
-    if any(flow.reads(t) for t in (*norm.parameters(), *norm.buffers())):
+    if any(flow.is_read(t) for t in (*norm.parameters(), *norm.buffers())):
         return "its parameters are used elsewhere"
     part = find_fixed(norm, calls)
     if not isinstance(part, Fixed):
@@ -200,48 +203,58 @@ def _after(norm: nn.Module, part: Fixed, calls: Sequence[Call], flow: Recording)
     return _Folding(norm, part, taken, weights, after=True)
 
 
-def sources(norm: nn.Module, axis: int, calls: Sequence[Call], flow: Recording) -> dict[nn.Module, Call] | str:
+def sources(norm: nn.Module, axis: int, calls: Sequence[Call], flow: Recording) -> dict[nn.Module, Link] | str:
     """The linear layers that a normalizer reads, if it reads all of their output and nobody else does."""
-    taken: dict[nn.Module, Call] = {}
+    taken: dict[nn.Module, Link] = {}
     for call in calls:
-        writer = flow.writer(call.source)
-        if writer is None:
-            return "what it reads is not the very output of a convolution or Linear"
-        reason = _why_not(writer.layer, flow)
+        link = flow.before(call)
+        if link is None:
+            return "what it reads is not the output of a convolution or Linear"
+        reason = _why_not(link.first.layer, flow)
         if reason is not None:
             return reason
-        taken.setdefault(writer.layer, writer)
+        taken.setdefault(link.first.layer, link)
     for layer in taken:
         for call in flow.calls[layer]:
-            if not all(isinstance(r, Call) and r.layer is norm for r in flow.reads(call.result)):
+            links = flow.after(call)
+            if not all(isinstance(link, Link) and link.second.layer is norm for link in links):
                 return f"the output of {type(layer).__name__} is used elsewhere, too"
-            if not call.plain or not flow.reads(call.result) or not _fits(call.result, call.result, layer, axis):
+            if not links or not all(isinstance(k, Link) and axis in _outputs(k) for k in links):
                 return f"{type(layer).__name__} has its channels on another axis"
     return taken
+
+
+def _outputs(link: Link) -> set[int]:
+    """The axes that a linear layer's outputs lie on where they are read."""
+    result = link.first.result
+    if result is None or not link.first.plain:
+        return set()
+    return moved_axes(link.moves, result, channel_axis(link.first.layer, result.dim()))
 
 
 def _before(norm: nn.Module, part: Fixed, calls: Sequence[Call], flow: Recording) -> _Folding | str:
     """Into the layers that read the normalizer's output, if they read nothing else and nobody else does."""
     if part.epilogue != Epilogue():
         return "after it: an activation follows"
-    taken: dict[nn.Module, Call] = {}
+    taken: dict[nn.Module, Link] = {}
     weights: dict[nn.Module, Weights] = {}
     for call in calls:
-        readers = flow.reads(call.result)
-        if not readers:
+        links = flow.after(call)
+        if not links:
             return "after it: nothing reads its output"
-        for reader in readers:
-            if not isinstance(reader, Call):
-                return f"after it: its output goes to {reader}"
-            reason = _why_not(reader.layer, flow)
+        for link in links:
+            if not isinstance(link, Link):
+                return f"after it: its output goes to {link}"
+            reader = link.second.layer
+            reason = _why_not(reader, flow)
             if reason is not None:
                 return f"after it: {reason}"
-            if not _fits(call.source, call.result, reader.layer, part.axis):
-                return f"after it: {type(reader.layer).__name__} has its channels on another axis"
-            taken.setdefault(reader.layer, call)
+            if not _fits(link, part.axis):
+                return f"after it: {type(reader).__name__} has its channels on another axis"
+            taken.setdefault(reader, link)
     for layer in taken:
-        writers = [flow.writer(call.source) for call in flow.calls[layer]]
-        if not all(writer is not None and writer.layer is norm for writer in writers):
+        writers = [flow.before(call) for call in flow.calls[layer]]
+        if not all(link is not None and link.first.layer is norm for link in writers):
             return f"after it: {type(layer).__name__} reads other tensors, too"
         found = absorb_before(layer, part.scale, part.shift)
         if isinstance(found, str):
@@ -254,13 +267,14 @@ def _why_not(layer: nn.Module, flow: Recording) -> str | None:
     reason = why_not_linear(layer)
     if reason is None and is_hooked(layer):
         reason = f"a hook hangs on {type(layer).__name__}"
-    if reason is None and any(flow.reads(p) for p in layer.parameters()):
+    if reason is None and any(flow.is_read(p) for p in layer.parameters()):
         reason = f"the weight of {type(layer).__name__} is used elsewhere"
     return reason
 
 
-def _fits(source: Tensor | None, result: Tensor | None, layer: nn.Module, axis: int) -> bool:
-    """Whether channels lie where the fixed part lies, and no dtype changes on the way."""
-    if source is None or result is None:
+def _fits(link: Link, axis: int) -> bool:
+    """Whether a linear layer's inputs are what lay on an axis, and no dtype changes on the way."""
+    source, result, read = link.first.source, link.first.result, link.second.source
+    if source is None or result is None or read is None or source.dtype != result.dtype:
         return False
-    return channel_axis(layer, result.dim()) == axis and source.dtype == result.dtype
+    return channel_axis(link.second.layer, read.dim()) in moved_axes(link.moves, result, axis)
