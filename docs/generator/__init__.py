@@ -1,0 +1,1 @@
+"""Makes the pages of the site that nobody writes by hand; `hook.py` hands them to mkdocs."""

@@ -1,0 +1,55 @@
+"""The comparison with other libraries, from docs/comparison.toml, where every cell has its source."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+__all__ = ["LIBRARIES", "ComparisonError", "page"]
+
+LIBRARIES = {"evenorm": "evenorm", "torch": "torch.nn", "timm": "timm", "apex": "apex", "keras": "Keras", "flax": "Flax"}
+
+
+class ComparisonError(ValueError):
+    """A cell without a text or without a source."""
+
+
+def page(file: Path) -> str:
+    """The page; its cells' sources are numbered notes below the table.
+
+    Raises:
+        ComparisonError: a cell is missing, or names no source.
+    """
+    content = tomllib.loads(file.read_text(encoding="utf-8"))
+    notes: dict[str, int] = {}
+    rows = [_row(row, notes) for row in content["row"]]
+    head = ["", *LIBRARIES.values()]
+    sources = [f"{number}. <{source}>" if "://" in source else f"{number}. [{source}]({source})" for source, number in notes.items()]
+    return "\n".join(
+        [
+            "# Comparison",
+            "",
+            content["about"].strip(),
+            "",
+            f"| {' | '.join(head)} |",
+            "|---" * len(head) + "|",
+            *rows,
+            "",
+            "## Sources",
+            "",
+            *sources,
+            "",
+        ]
+    )
+
+
+def _row(row: dict[str, object], notes: dict[str, int]) -> str:
+    cells = [f"**{row['what']}**"]
+    for key in LIBRARIES:
+        match row.get(key):
+            case [str(text), str(source)] if text and source:
+                number = notes.setdefault(source, len(notes) + 1)
+                cells.append(f"{text} [[{number}]](#sources)")
+            case other:
+                raise ComparisonError(f"{row['what']!r}, {LIBRARIES[key]}: expected a text and its source, got {other!r}")
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,26 @@
+"""The page of the examples: each file's own words, and its code."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+__all__ = ["page"]
+
+_HEAD = """# Examples
+
+Each runs as it stands, on a CPU in under a minute, and is run in a small form by the tests.
+"""
+
+
+def page(folder: Path) -> str:
+    """One section for each file."""
+    return "\n".join([_HEAD, *(_section(file) for file in sorted(folder.glob("*.py")))])
+
+
+def _section(file: Path) -> str:
+    source = file.read_text(encoding="utf-8")
+    said = ast.get_docstring(ast.parse(source)) or ""
+    title, _, _ = said.partition("\n")
+    code = source.partition('"""\n\n')[2]
+    return f"## {file.stem}\n\n{title}\n\n```python title=\"examples/{file.name}\"\n{code.strip()}\n```\n"
