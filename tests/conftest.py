@@ -10,7 +10,7 @@ from hypothesis import settings
 from browser import browser
 
 # Programs that tests start.
-collect_ignore_glob = ["*rank.py"]
+collect_ignore_glob = ["*rank.py", "rank_*.py"]
 
 # A slow machine is no fault; the same examples on every run.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=20)

@@ -53,50 +53,6 @@ def close(actual: Any, expected: Any) -> None:
 
 
 RENORM: dict[str, Any] = {"r_max": 1.2, "d_max": 0.2, "schedule": None}
-AVERAGES: dict[str, Any] = {"running": None, "biased": Running(0.25, "biased"), "debiased": Running(0.25, "debiased")}
-
-
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("renormed", [False, True], ids=["plain", "renorm"])
-@pytest.mark.parametrize("windowed", [False, True], ids=["batch", "window"])
-@pytest.mark.parametrize("average", AVERAGES)
-def test_every_composition_is_its_definition(average: str, windowed: bool, renormed: bool, masked: bool) -> None:
-    """Average × window × correction × mask; the ranks of tests/rank.py are the fourth axis."""
-    statistics: Any = AVERAGES[average]
-    statistics = Accumulated(3, of=statistics) if windowed else statistics
-    statistics = Renorm(**RENORM, of=statistics) if renormed else statistics
-    layer = layer_of(statistics)
-    past = tuple(t.numpy().copy() for t in (layer.running_mean, layer.running_var))
-    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-    x, dy = numbers(7, 3, 4), numbers(7, 3, 4)
-    mask = torch.rand(7, 4) > 0.3 if masked else torch.ones(7, 4, dtype=torch.bool)
-    parts = [slice(0, 3), slice(3, 4), slice(4, 7)] if windowed else [slice(0, 7)]
-
-    def step(rows: slice) -> tuple[Tensor, Tensor | None]:
-        part = x[rows].clone().requires_grad_()
-        y = layer(part, mask=mask[rows]) if masked else layer(part)
-        y.backward(dy[rows])
-        return y.detach(), part.grad
-
-    results = lockstep(step, parts) if windowed else [step(parts[0])]
-    options: dict[str, Any] = {"affine": AFFINE, "mask": mask[:, None].numpy()}
-    mean, m2 = reference.moments(x, PATTERN, mask=options["mask"])
-    count = reference.counts(PATTERN, tuple(x.shape), options["mask"])
-    if renormed:
-        bounds = (RENORM["r_max"], RENORM["d_max"])
-        options["corrected"] = reference.correction(mean, m2 / count, past, 1e-5, *bounds)
-    close(torch.cat([y for y, _ in results]), reference.forward(x, PATTERN, weight, bias, **options))
-    found = reference.backward(dy, x, PATTERN, weight, bias, **options)
-    close(torch.cat([dx for _, dx in results if dx is not None]), found.x)
-    close(layer.weight.grad, found.weight)
-    close(layer.bias.grad, found.bias)
-    share = 1.0 if average == "debiased" else 0.25
-    new_mean, new_variance = reference.running(past, mean, m2, count, share)
-    if average == "biased":
-        new_variance = 0.75 * past[1] + 0.25 * m2 / count
-    close(layer.running_mean, new_mean)
-    close(layer.running_var, new_variance)
-    assert layer.num_batches_tracked.item() == 1
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4).filter(lambda sizes: sum(sizes) > 1))

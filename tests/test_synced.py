@@ -28,13 +28,15 @@ SHORT = (
     "derivatives_of_second_order",
     "recomputed_under_checkpointing",
     "in_half_precision",
+    "any_split",
+    "every_pair",
     "in_lockstep",
     "in_a_group_of_its_own",
     "in_distributed_data_parallel",
     "makes_more_layers_than_others",
     "skips_a_call",
 )
-LONG = (*SHORT[:-1], "compiled", "in_fully_sharded_data_parallel", "skips_a_call")
+LONG = (*SHORT[:-1], "every_composition", "compiled", "in_fully_sharded_data_parallel", "skips_a_call")
 
 
 def test_two_processes() -> None:
