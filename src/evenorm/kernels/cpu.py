@@ -15,6 +15,7 @@ from torch import Tensor
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
 from evenorm.kernels.finish import Finish
+from evenorm.kernels.operands import Operands
 from evenorm.kernels.signature import Signature
 from evenorm.pattern import Pattern
 from evenorm.plan import Plan, Strides, Unplannable, make_plan
@@ -248,8 +249,8 @@ def backward(
     return call.natural(dx), call.to_affine(d_weight), call.to_affine(d_bias), call.residual_gradient(dy, dz)
 
 
-class _Call:
-    """One call: its plan, and its operands where the extension wants them."""
+class _Call(Operands):
+    """One call: the extension's kernel on a plan, and the operands."""
 
     def __init__(
         self,
@@ -262,92 +263,22 @@ class _Call:
     ) -> None:
         parameters = [p for p in (finish.weight, finish.bias) if p is not None]
         dtype = reduce(torch.promote_types, (p.dtype for p in parameters)) if parameters else x.dtype
-        grad_strides = None if dy is None else dy.stride()
-        self.plan, self.native = _prepared(
+        plan, self.native = _prepared(
             *(pattern, finish.affine, finish.epilogue, centered, eps, x.dtype, dtype),
-            *(x.shape, x.stride(), grad_strides),
+            *(x.shape, x.stride(), None if dy is None else dy.stride()),
         )
-        self.like, self.finish = x, finish
-        self.x = x if self.plan.x is not None else self._dense(x)
-        self.dy = dy if dy is None or (self.plan.dy is not None and not dy.is_neg()) else self._dense(dy)
-        self.weight, self.bias = self._parameter(finish.weight, dtype), self._parameter(finish.bias, dtype)
-        self.residual = self._beside(finish.residual)
+        super().__init__(plan, x, finish, dy)
+        self.weight, self.bias = self.parameter(finish.weight, dtype), self.parameter(finish.bias, dtype)
 
     @property
     def way_back(self) -> tuple[Tensor | None, ...]:
         """What the backward verbs need of the epilogue's way from x̂ to y, as the extension orders it."""
         if self.finish.epilogue.activation == "identity":
             return self.weight, None, None, None
-        output = self._beside(self.finish.output)
-        return (self.weight, self.bias, self.residual, None) if output is None else (self.weight, None, None, output)
+        if self.output is None:
+            return self.weight, self.bias, self.residual, None
+        return self.weight, None, None, self.output
 
     def run(self, verb: str, *operands: Tensor | None) -> None:
         """Call a verb of the extension with the operands' addresses."""
         getattr(self.native, verb)(*[0 if o is None else o.data_ptr() for o in operands])
-
-    def new_output(self) -> Tensor:
-        """Room for y or dx, dense in the plan's order."""
-        return torch.empty_strided(self.like.shape, self.plan.dense, dtype=self.like.dtype)
-
-    def new_residual_gradient(self) -> Tensor | None:
-        """Room for dz, where it is wanted and not dy."""
-        bent = self.finish.epilogue.activation != "identity"
-        return self.new_output() if bent and self.finish.has_residual else None
-
-    def residual_gradient(self, dy: Tensor, dz: Tensor | None) -> Tensor | None:
-        """The residual's gradient."""
-        if dz is None:
-            return dy if self.finish.has_residual else None
-        return self.natural(dz)
-
-    def natural(self, output: Tensor) -> Tensor:
-        """The output in the memory format that torch would give it; a copy where the plan had to permute."""
-        natural = torch.empty_like(self.like) if self.plan.x is None else output
-        return output if natural.stride() == output.stride() else natural.copy_(output)
-
-    def new_statistics(self) -> Tensor:
-        """Room for one number per statistic, in memory's order."""
-        shape, order = self.plan.statistics_shape, self.plan.statistic_order
-        return torch.empty(shape if order is None else [shape[k] for k in order], dtype=torch.float64)
-
-    def new_parameter(self) -> Tensor:
-        """Room for one number per parameter, in memory's order."""
-        shape, order = self.plan.parameter_shape, self.plan.parameter_order
-        return torch.empty(shape if order is None else [shape[k] for k in order], dtype=torch.float64)
-
-    def to_memory(self, statistics: Tensor) -> Tensor:
-        """Statistics from the pattern's order."""
-        statistics = statistics.reshape(self.plan.statistics_shape)
-        return _permuted(statistics, self.plan.statistic_order).contiguous()
-
-    def to_pattern(self, statistics: Tensor) -> Tensor:
-        """Statistics into the pattern's order."""
-        return _unpermuted(statistics, self.plan.statistic_order)
-
-    def to_affine(self, parameter: Tensor) -> Tensor:
-        """A parameter's gradient into the order of the affine's axes."""
-        return _unpermuted(parameter, self.plan.parameter_order)
-
-    def _parameter(self, parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        order = self.plan.parameter_order
-        if parameter is None or (order is None and parameter.dtype == dtype and parameter.is_contiguous()):
-            return parameter
-        shaped = parameter.detach().to(dtype).reshape(self.plan.parameter_shape)
-        return _permuted(shaped, order).contiguous()
-
-    def _beside(self, tensor: Tensor | None) -> Tensor | None:
-        """A residual or an output as the plan's output lies."""
-        if tensor is None or (tensor.stride() == self.plan.dense and tensor.dtype == self.like.dtype):
-            return None if tensor is None else tensor.resolve_neg()
-        return self._dense(tensor)
-
-    def _dense(self, tensor: Tensor) -> Tensor:
-        return torch.empty_strided(tensor.shape, self.plan.dense, dtype=self.like.dtype).copy_(tensor)
-
-
-def _permuted(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
-    return tensor if order is None else tensor.permute(order)
-
-
-def _unpermuted(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
-    return tensor if order is None else tensor.permute(sorted(range(len(order)), key=order.__getitem__))
