@@ -1,0 +1,158 @@
+"""The fused kernels on a GPU, in Triton.
+
+The same plan as the C++ kernels have. Triton is imported by the first call that they take, and not before: where there
+is no GPU never, unless ``TRITON_INTERPRET=1`` asks for its interpreter, in which tensors of the CPU are taken.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from evenorm.affine import Affine
+from evenorm.epilogue import Epilogue
+from evenorm.kernels.finish import Finish
+from evenorm.kernels.signature import Signature
+from evenorm.kernels.triton.call import Call, prepared
+from evenorm.pattern import Pattern
+
+__all__ = [
+    "apply",
+    "backward",
+    "declines",
+    "forward",
+    "grad_input",
+    "grad_sums",
+    "interpreted",
+    "moments",
+    "name",
+    "state",
+]
+
+name = "triton"
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_NOTHING = Finish(Affine(), Epilogue())
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter is asked for, which needs no GPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def state() -> str:
+    """What keeps these kernels from running on this machine, or what they run on."""
+    if not _installed():
+        return "not installed"
+    if interpreted():
+        return "interpreted"
+    return "no GPU" if not torch.cuda.is_available() else torch.cuda.get_device_name()
+
+
+def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | None:
+    """Where there is no GPU, no Triton, no plan, or no plain memory to read."""
+    if signature.device != ("cpu" if interpreted() else "cuda"):
+        return f"the tensor is on {signature.device}" + (", which its interpreter does not take" * interpreted())
+    if not _installed():
+        return "Triton is not installed"
+    if not signature.is_plain:
+        return f"{signature.kind.__name__} is not torch's own dense tensor"
+    if signature.dtype not in _DTYPES:
+        return f"{signature.dtype} is not among its dtypes"
+    if 0 in signature.shape:
+        return "the tensor is empty"
+    device = torch.device(signature.device)
+    found = prepared(pattern, affine, signature.shape, signature.strides, None, signature.dtype.itemsize, device)
+    return found if isinstance(found, str) else None
+
+
+def moments(x: Tensor, pattern: Pattern, centered: bool, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and M2 of each group."""
+    call = Call(x, pattern, _NOTHING, mask, centered=centered)
+    mean, m2 = call.moments()
+    return call.to_pattern(mean), call.to_pattern(m2)
+
+
+def apply(
+    x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish, mask: Tensor | None = None
+) -> Tensor:
+    """y = activation((x − mean) · rstd · (offset + weight) + bias + residual)."""
+    call = Call(x, pattern, finish, mask)
+    y = call.new_output()
+    call.apply(y, call.to_memory(mean), call.to_memory(rstd))
+    return call.natural(y)
+
+
+def forward(
+    x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments, then apply, in one sweep where a program holds a whole statistic: y, mean, M2."""
+    call = Call(x, pattern, finish, mask, centered=centered, eps=eps)
+    y = call.new_output()
+    mean, m2 = call.moments(y)
+    return call.natural(y), call.to_pattern(mean), call.to_pattern(m2)
+
+
+def grad_sums(
+    dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
+    call = Call(x, pattern, finish, mask, dy=dy)
+    (s1, s2), d_weight, d_bias = call.gradient(call.to_memory(mean), call.to_memory(rstd), "rstd")
+    like = call.new_statistics().shape
+    sums = (call.to_pattern(s.reshape(like)) for s in (s1, s2))
+    return *sums, call.to_affine(d_weight), call.to_affine(d_bias)
+
+
+def grad_input(
+    dy: Tensor,
+    x: Tensor,
+    pattern: Pattern,
+    mean: Tensor,
+    rstd: Tensor,
+    finish: Finish,
+    c1: Tensor | None,
+    c2: Tensor | None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """dx = rstd · (γ·dz − c1 − x̂·c2), and dz for the residual."""
+    call = Call(x, pattern, finish, mask, dy=dy)
+    dx, dz = call.new_output(), call.new_residual_gradient()
+    sums = (None if c is None else call.to_memory(c) for c in (c1, c2))
+    call.grad_input(dx, dz, call.to_memory(mean), call.to_memory(rstd), *sums)
+    return call.natural(dx), call.residual_gradient(dy, dz)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    pattern: Pattern,
+    centered: bool,
+    eps: float,
+    mean: Tensor,
+    m2: Tensor,
+    finish: Finish,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The sums and the input's gradient, in one sweep where a program holds a whole statistic: dx, Σ dz·x̂, Σ dz, dz."""
+    call = Call(x, pattern, finish, mask, centered=centered, eps=eps, dy=dy)
+    dx, dz = call.new_output(), call.new_residual_gradient()
+    mean, m2 = call.to_memory(mean), call.to_memory(m2)
+    if call.whole:
+        _, d_weight, d_bias = call.gradient(mean, m2, "m2", dx, dz)
+    else:
+        count = call.view.values if call.counts is None else call.counts
+        rstd = (m2 / count + eps).rsqrt()
+        sums, d_weight, d_bias = call.gradient(mean, rstd, "rstd")
+        c1, c2 = sums.reshape(2, *mean.shape) / count
+        call.grad_input(dx, dz, mean, rstd, c1 if centered else None, c2)
+    return call.natural(dx), call.to_affine(d_weight), call.to_affine(d_bias), call.residual_gradient(dy, dz)

@@ -1,0 +1,132 @@
+"""What the kernels of the way back have in common: a tile's x̂ and dz, the parameters' partial sums, dx."""
+
+import triton
+import triton.language as tl
+
+from evenorm.kernels.triton.blocks import (
+    along,
+    exists,
+    flat,
+    gamma_and_beta,
+    gradient_of,
+    load,
+    normalized,
+    normalizers,
+    present_in,
+    rounded,
+    rstd_of,
+)
+
+__all__ = ["backward_tile", "per_parameter", "statistics_of", "store_input", "store_parts"]
+
+OUTER = tl.constexpr(2)
+GROUP = tl.constexpr(4)
+INNER = tl.constexpr(8)
+
+
+@triton.jit
+def statistics_of(
+    mean: tl.tensor,
+    spread: tl.tensor,
+    counts: tl.tensor,
+    values: tl.tensor,
+    s: tl.tensor,
+    here: tl.tensor,
+    SPREAD: tl.constexpr,
+    EPS: tl.constexpr,
+    REAL: tl.constexpr,
+) -> tuple:
+    """Mean and rstd of a block of statistics, and the count that M2 is divided by."""
+    n = tl.zeros((1, 1, 1), tl.float64) + values
+    if counts is not None:
+        n = tl.load(counts + s, mask=here, other=1.0)
+    rstd = tl.load(spread + s, mask=here, other=1.0)
+    if SPREAD == "m2":
+        rstd = rstd_of(rstd, n, EPS)
+    return normalizers(tl.load(mean + s, mask=here, other=0.0), rstd, REAL), n
+
+
+@triton.jit
+def backward_tile(
+    dy: tl.tensor,
+    x: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    output: tl.tensor,
+    mask: tl.tensor,
+    spot: tuple,
+    inside: tl.tensor,
+    scale: tuple,
+    mask_strides: tuple,
+    size: tuple,
+    dense: tuple,
+    x_strides: tuple,
+    dy_strides: tuple,
+    affine: tuple,
+    LAYOUT: tl.constexpr,
+    FINISH: tl.constexpr,
+    REAL: tl.constexpr,
+) -> tuple:
+    """x̂ and dz of a tile, and the weight that multiplies there."""
+    present = present_in(mask, inside, spot, mask_strides)
+    gamma, beta = gamma_and_beta(weight, bias, spot, size, dense, affine, LAYOUT, FINISH, REAL)
+    x_hat = normalized(load(x, flat(spot, x_strides), present, REAL), scale, present)
+    dz = gradient_of(
+        *(dy, x_hat, gamma, beta, residual, output, flat(spot, dy_strides), flat(spot, dense), present),
+        *(FINISH, REAL, x.dtype.element_ty),
+    )
+    return x_hat, dz, gamma, present
+
+
+@triton.jit
+def per_parameter(values: tl.tensor, LEVELS: tl.constexpr) -> tl.tensor:
+    """The sum over a tile's axes along which the parameter does not change."""
+    if (INNER & LEVELS) == 0:
+        values = tl.sum(values, axis=2, keep_dims=True)
+    if (GROUP & LEVELS) == 0:
+        values = tl.sum(values, axis=1, keep_dims=True)
+    if (OUTER & LEVELS) == 0:
+        values = tl.sum(values, axis=0, keep_dims=True)
+    return values
+
+
+@triton.jit
+def store_parts(
+    parts: tl.tensor,
+    half: tl.tensor,
+    row: tl.tensor,
+    slots: tl.tensor,
+    spot: tuple,
+    size: tuple,
+    slot: tuple,
+    weighted: tl.tensor,
+    plain: tl.tensor,
+    LEVELS: tl.constexpr,
+) -> None:
+    """One row of the parameters' gradients, which another pass sums: Σ dz·x̂ and, half the array on, Σ dz."""
+    at = parts + row.to(tl.int64) * slots + along(spot, slot, LEVELS)
+    there = exists(spot, size, LEVELS)
+    tl.store(at, weighted, mask=there)
+    tl.store(at + half, plain, mask=there)
+
+
+@triton.jit
+def store_input(
+    dx: tl.tensor,
+    dresidual: tl.tensor,
+    x_hat: tl.tensor,
+    dz: tl.tensor,
+    gamma: tl.tensor,
+    c1: tl.tensor,
+    c2: tl.tensor,
+    rstd: tl.tensor,
+    at: tl.tensor,
+    inside: tl.tensor,
+    present: tl.tensor,
+) -> None:
+    """dx = rstd · (γ·dz − c₁ − x̂·c₂), and dz for a residual; zeros where the mask hides."""
+    values = tl.where(present, (gamma * dz - c1 - x_hat * c2) * rstd, 0.0)
+    tl.store(dx + at, rounded(values, dx.dtype.element_ty), mask=inside)
+    if dresidual is not None:
+        tl.store(dresidual + at, rounded(dz, dresidual.dtype.element_ty), mask=inside)

@@ -1,0 +1,298 @@
+"""The way back: the sums of the gradient, the input's gradient, and the parameters' where rows are long."""
+
+import triton
+import triton.language as tl
+
+from evenorm.kernels.triton.blocks import flat, groups, place, total
+from evenorm.kernels.triton.gradients import (
+    backward_tile,
+    per_parameter,
+    statistics_of,
+    store_input,
+    store_parts,
+)
+
+__all__ = ["grad_input", "grad_parameters", "gradient"]
+
+BATCH = tl.constexpr(1)
+OUTER = tl.constexpr(2)
+GROUP = tl.constexpr(4)
+
+
+@triton.jit
+def _lane(row: tl.tensor, program: tl.tensor, blocks: tl.tensor, LEVELS: tl.constexpr) -> tl.tensor:
+    """Where partial sums go: a row for each of the programs that have the same parameters."""
+    if BATCH & LEVELS:
+        if GROUP & LEVELS:
+            lane = row * 0
+        else:
+            lane = row % blocks
+    elif GROUP & LEVELS:
+        lane = row // blocks
+    else:
+        lane = program
+    return lane
+
+
+@triton.jit
+def _row(own: tl.tensor, k: tl.tensor, blocks: tl.tensor, LEVELS: tl.constexpr) -> tl.tensor:
+    """A block of statistics: where the parameters change along batch or group, it is the program's own there."""
+    if BATCH & LEVELS:
+        if GROUP & LEVELS:
+            row = own
+        else:
+            row = own * blocks + k
+    elif GROUP & LEVELS:
+        row = k * blocks + own
+    else:
+        row = k
+    return row
+
+
+@triton.jit
+def gradient(
+    dy: tl.tensor,
+    x: tl.tensor,
+    dx: tl.tensor,
+    dresidual: tl.tensor,
+    mean: tl.tensor,
+    spread: tl.tensor,
+    counts: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    output: tl.tensor,
+    mask: tl.tensor,
+    sums: tl.tensor,
+    parts: tl.tensor,
+    mask_strides: tuple,
+    size: tuple,
+    dense: tuple,
+    x_strides: tuple,
+    dy_strides: tuple,
+    affine: tuple,
+    slot: tuple,
+    slots: tl.tensor,
+    half: tl.tensor,
+    lanes: tl.tensor,
+    values: tl.tensor,
+    across: tl.tensor,
+    tiles: tl.tensor,
+    blocks: tl.tensor,
+    pieces: tl.tensor,
+    per_piece: tl.tensor,
+    rows: tl.tensor,
+    per_program: tl.tensor,
+    statistics: tl.tensor,
+    SPREAD: tl.constexpr,
+    EPS: tl.constexpr,
+    CENTERED: tl.constexpr,
+    SINGLE: tl.constexpr,
+    STEADY: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    FINISH: tl.constexpr,
+    TILE: tl.constexpr,
+    REAL: tl.constexpr,
+) -> None:
+    """Σ γ·dz and Σ γ·dz·x̂ of some blocks of statistics, Σ dz·x̂ and Σ dz of their parameters; dx, where it is wanted.
+
+    Sums stay in a tile of registers while the parameter of each of its elements does: over all of a statistic where
+    they are STEADY, else to the end of a run of the inner axis. A program with several blocks keeps the parameters'
+    sums from one to the next. Without ``parts`` the parameters are another kernel's.
+    """
+    program = tl.program_id(0)
+    piece = program % pieces
+    first = piece * per_piece
+    last = tl.minimum(first + per_piece, tiles)
+    first_row = program // pieces * per_program
+    kept_weighted = per_parameter(tl.zeros(TILE, REAL), LAYOUT[0])
+    kept_plain = per_parameter(tl.zeros(TILE, REAL), LAYOUT[0])
+    for row in range(first_row, tl.minimum(first_row + per_program, rows)):
+        b = (row // blocks).to(tl.int64)
+        g = groups(row % blocks, TILE)
+        s, here = b * size[1] + g, g < size[1]
+        scale, n = statistics_of(mean, spread, counts, values, s, here, SPREAD, EPS, REAL)
+        if SINGLE:
+            spot, inside = place(b, g, first, across, size, TILE)
+            x_hat, dz, gamma, present = backward_tile(
+                *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
+                *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, REAL),
+            )
+            plain = total(gamma * dz).to(tl.float64)
+            weighted = total(gamma * dz * x_hat).to(tl.float64)
+            kept_plain = kept_plain + per_parameter(dz, LAYOUT[0])
+            kept_weighted = kept_weighted + per_parameter(dz * x_hat, LAYOUT[0])
+        else:
+            plain = tl.zeros((1, TILE[1], 1), tl.float64)
+            weighted = tl.zeros((1, TILE[1], 1), tl.float64)
+            held_plain = tl.zeros(TILE, REAL)
+            held_weighted = tl.zeros(TILE, REAL)
+            for t in range(first, last):
+                spot, inside = place(b, g, t, across, size, TILE)
+                x_hat, dz, gamma, present = backward_tile(
+                    *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
+                    *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, REAL),
+                )
+                if parts is None:
+                    held_plain = held_plain + gamma * dz
+                    held_weighted = held_weighted + gamma * dz * x_hat
+                else:
+                    held_plain = held_plain + dz
+                    held_weighted = held_weighted + dz * x_hat
+                    end = last
+                    if not STEADY:
+                        end = tl.minimum((t // across + 1) * across, last)
+                    if t + 1 == end:
+                        plain = plain + total(gamma * held_plain).to(tl.float64)
+                        weighted = weighted + total(gamma * held_weighted).to(tl.float64)
+                        store_parts(
+                            *(parts, half, piece * lanes + _lane(row, row, blocks, LAYOUT[0]), slots, spot, size, slot),
+                            *(per_parameter(held_weighted, LAYOUT[0]), per_parameter(held_plain, LAYOUT[0]), LAYOUT[0]),
+                        )
+                        held_plain = tl.zeros(TILE, REAL)
+                        held_weighted = tl.zeros(TILE, REAL)
+            if parts is None:
+                plain = total(held_plain).to(tl.float64)
+                weighted = total(held_weighted).to(tl.float64)
+        if sums is not None:
+            at = sums + piece.to(tl.int64) * 2 * statistics + s
+            tl.store(at, plain, mask=here)
+            tl.store(at + statistics, weighted, mask=here)
+        if dx is not None:
+            c1 = tl.zeros((1, 1, 1), REAL)
+            if CENTERED:
+                c1 = (plain / n).to(REAL)
+            c2 = (weighted / n).to(REAL)
+            if SINGLE:
+                store_input(
+                    *(dx, dresidual, x_hat, dz, gamma, c1, c2, scale[2], flat(spot, dense), inside, present),
+                )
+            else:
+                for t in range(first, last):
+                    spot, inside = place(b, g, t, across, size, TILE)
+                    x_hat, dz, gamma, present = backward_tile(
+                        *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
+                        *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, REAL),
+                    )
+                    store_input(
+                        *(dx, dresidual, x_hat, dz, gamma, c1, c2, scale[2], flat(spot, dense), inside, present),
+                    )
+    if SINGLE:
+        # All blocks of a program have the same parameters.
+        b = (first_row // blocks).to(tl.int64)
+        spot, _ = place(b, groups(first_row % blocks, TILE), first, across, size, TILE)
+        lane = piece * lanes + _lane(first_row, program // pieces, blocks, LAYOUT[0])
+        store_parts(parts, half, lane, slots, spot, size, slot, kept_weighted, kept_plain, LAYOUT[0])
+
+
+@triton.jit
+def grad_input(
+    dy: tl.tensor,
+    x: tl.tensor,
+    dx: tl.tensor,
+    dresidual: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    c1: tl.tensor,
+    c2: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    output: tl.tensor,
+    mask: tl.tensor,
+    mask_strides: tuple,
+    size: tuple,
+    dense: tuple,
+    x_strides: tuple,
+    dy_strides: tuple,
+    affine: tuple,
+    across: tl.tensor,
+    tiles: tl.tensor,
+    blocks: tl.tensor,
+    LAYOUT: tl.constexpr,
+    FINISH: tl.constexpr,
+    TILE: tl.constexpr,
+    REAL: tl.constexpr,
+) -> None:
+    """dx of given sums over the count, one tile."""
+    program = tl.program_id(0)
+    b = (program // blocks // tiles).to(tl.int64)
+    g = groups(program % blocks, TILE)
+    spot, inside = place(b, g, program // blocks % tiles, across, size, TILE)
+    s, here = b * size[1] + g, g < size[1]
+    scale, _ = statistics_of(mean, rstd, None, 1, s, here, "rstd", 0.0, REAL)
+    first = tl.zeros((1, 1, 1), REAL)
+    second = tl.zeros((1, 1, 1), REAL)
+    if c1 is not None:
+        first = tl.load(c1 + s, mask=here, other=0.0).to(REAL)
+    if c2 is not None:
+        second = tl.load(c2 + s, mask=here, other=0.0).to(REAL)
+    x_hat, dz, gamma, present = backward_tile(
+        *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
+        *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, REAL),
+    )
+    store_input(dx, dresidual, x_hat, dz, gamma, first, second, scale[2], flat(spot, dense), inside, present)
+
+
+@triton.jit
+def grad_parameters(
+    dy: tl.tensor,
+    x: tl.tensor,
+    mean: tl.tensor,
+    spread: tl.tensor,
+    counts: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    output: tl.tensor,
+    mask: tl.tensor,
+    parts: tl.tensor,
+    mask_strides: tuple,
+    size: tuple,
+    dense: tuple,
+    x_strides: tuple,
+    dy_strides: tuple,
+    affine: tuple,
+    slot: tuple,
+    slots: tl.tensor,
+    half: tl.tensor,
+    lanes: tl.tensor,
+    values: tl.tensor,
+    across: tl.tensor,
+    tiles: tl.tensor,
+    blocks: tl.tensor,
+    rows: tl.tensor,
+    per_program: tl.tensor,
+    splits: tl.tensor,
+    SPREAD: tl.constexpr,
+    EPS: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    FINISH: tl.constexpr,
+    TILE: tl.constexpr,
+    REAL: tl.constexpr,
+) -> None:
+    """Σ dz·x̂ and Σ dz of the parameters of one tile, over some of the blocks of statistics that share them."""
+    program = tl.program_id(0)
+    split = program % splits
+    t = program // splits % tiles
+    own = program // splits // tiles
+    kept_weighted = per_parameter(tl.zeros(TILE, REAL), LAYOUT[0])
+    kept_plain = per_parameter(tl.zeros(TILE, REAL), LAYOUT[0])
+    for k in range(split * per_program, tl.minimum((split + 1) * per_program, rows)):
+        row = _row(own, k, blocks, LAYOUT[0])
+        b = (row // blocks).to(tl.int64)
+        g = groups(row % blocks, TILE)
+        spot, inside = place(b, g, t, across, size, TILE)
+        scale, _ = statistics_of(mean, spread, counts, values, b * size[1] + g, g < size[1], SPREAD, EPS, REAL)
+        x_hat, dz, gamma, present = backward_tile(
+            *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
+            *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, REAL),
+        )
+        kept_plain = kept_plain + per_parameter(dz, LAYOUT[0])
+        kept_weighted = kept_weighted + per_parameter(dz * x_hat, LAYOUT[0])
+    row = _row(own, split * 0, blocks, LAYOUT[0])
+    spot, _ = place((row // blocks).to(tl.int64), groups(row % blocks, TILE), t, across, size, TILE)
+    lane = split * lanes
+    if (OUTER & LAYOUT[0]) == 0:
+        lane = lane + t // across
+    store_parts(parts, half, lane, slots, spot, size, slot, kept_weighted, kept_plain, LAYOUT[0])

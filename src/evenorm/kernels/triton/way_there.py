@@ -1,0 +1,201 @@
+"""The way there: moments, their merging over pieces, and y."""
+
+import triton
+import triton.language as tl
+
+from evenorm.kernels.triton.blocks import (
+    before_activation,
+    count_of,
+    doubtful,
+    flat,
+    gamma_and_beta,
+    groups,
+    load,
+    moments_of,
+    normalized,
+    normalizers,
+    place,
+    present_in,
+    rounded,
+    rstd_of,
+    survey,
+)
+from evenorm.kernels.triton.curves import activated
+
+__all__ = ["apply", "forward", "merge"]
+
+
+@triton.jit
+def _finish(
+    x_hat: tl.tensor,
+    y: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    spot: tuple,
+    inside: tl.tensor,
+    present: tl.tensor,
+    size: tuple,
+    dense: tuple,
+    affine: tuple,
+    LAYOUT: tl.constexpr,
+    FINISH: tl.constexpr,
+    REAL: tl.constexpr,
+    DTYPE: tl.constexpr,
+) -> None:
+    """From normalized values to the output, which is zero where the mask hides."""
+    gamma, beta = gamma_and_beta(weight, bias, spot, size, dense, affine, LAYOUT, FINISH, REAL)
+    at = flat(spot, dense)
+    z = before_activation(x_hat, gamma, beta, residual, at, present, FINISH, REAL, DTYPE)
+    values = tl.where(present, activated(z, FINISH[0], FINISH[1]), 0.0)
+    tl.store(y + at, rounded(values, DTYPE), mask=inside)
+
+
+@triton.jit
+def forward(
+    x: tl.tensor,
+    y: tl.tensor,
+    means: tl.tensor,
+    m2s: tl.tensor,
+    counts: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    mask: tl.tensor,
+    mask_strides: tuple,
+    size: tuple,
+    dense: tuple,
+    x_strides: tuple,
+    affine: tuple,
+    across: tl.tensor,
+    tiles: tl.tensor,
+    blocks: tl.tensor,
+    pieces: tl.tensor,
+    per_piece: tl.tensor,
+    statistics: tl.tensor,
+    EPS: tl.constexpr,
+    CENTERED: tl.constexpr,
+    SINGLE: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    FINISH: tl.constexpr,
+    TILE: tl.constexpr,
+    REAL: tl.constexpr,
+) -> None:
+    """Moments of a block of statistics, or of a piece of each; and y, where it is wanted and they are whole."""
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    program = tl.program_id(0)
+    piece = program // blocks % pieces
+    b = (program // blocks // pieces).to(tl.int64)
+    g = groups(program % blocks, TILE)
+    first = piece * per_piece
+    last = tl.minimum(first + per_piece, tiles)
+    if SINGLE:
+        spot, inside = place(b, g, first, across, size, TILE)
+        present = present_in(mask, inside, spot, mask_strides)
+        values = load(x, flat(spot, x_strides), present, REAL)
+        n = count_of(present, first, across, size, mask is not None, TILE)
+        mean, m2 = moments_of(values, present, n, CENTERED, REAL)
+    else:
+        n, mean, m2 = survey(
+            x, mask, b, g, first, last, across, size, x_strides, mask_strides, CENTERED, TILE, REAL
+        )
+    here = g < size[1]
+    if REAL != tl.float64:
+        lost = doubtful(n, mean, m2, here)
+        if tl.sum(lost.to(tl.int32)) > 0:
+            exact = survey(
+                x, mask, b, g, first, last, across, size, x_strides, mask_strides, CENTERED, TILE, tl.float64
+            )
+            # Of the doubtful ones alone: the others do not depend on their neighbors.
+            mean = tl.where(lost, exact[1], mean)
+            m2 = tl.where(lost, exact[2], m2)
+    at = piece.to(tl.int64) * statistics + b * size[1] + g
+    tl.store(means + at, mean, mask=here)
+    tl.store(m2s + at, m2, mask=here)
+    if counts is not None:
+        tl.store(counts + at, n + tl.zeros_like(m2), mask=here)
+    if y is not None:
+        scale = normalizers(mean, rstd_of(m2, n, EPS), REAL)
+        if SINGLE:
+            x_hat = normalized(values, scale, present)
+            _finish(
+                *(x_hat, y, weight, bias, residual, spot, inside, present, size, dense, affine),
+                *(LAYOUT, FINISH, REAL, DTYPE),
+            )
+        else:
+            for t in range(first, last):
+                spot, inside = place(b, g, t, across, size, TILE)
+                present = present_in(mask, inside, spot, mask_strides)
+                x_hat = normalized(load(x, flat(spot, x_strides), present, REAL), scale, present)
+                _finish(
+                    *(x_hat, y, weight, bias, residual, spot, inside, present, size, dense, affine),
+                    *(LAYOUT, FINISH, REAL, DTYPE),
+                )
+
+
+@triton.jit
+def merge(
+    counts: tl.tensor,
+    means: tl.tensor,
+    m2s: tl.tensor,
+    mean: tl.tensor,
+    m2: tl.tensor,
+    rstd: tl.tensor,
+    statistics: tl.tensor,
+    pieces: tl.tensor,
+    EPS: tl.constexpr,
+    PIECES: tl.constexpr,
+    STATISTICS: tl.constexpr,
+) -> None:
+    """The pieces' moments as one: n = Σ nₖ, μ = Σ nₖμₖ / n, M2 = Σ M2ₖ + nₖ(μₖ − μ)², in float64."""
+    s = tl.program_id(0).to(tl.int64) * STATISTICS + tl.arange(0, STATISTICS)
+    k = tl.arange(0, PIECES)
+    at = k[:, None].to(tl.int64) * statistics + s[None, :]
+    inside = (k < pieces)[:, None] & (s < statistics)[None, :]
+    n = tl.load(counts + at, mask=inside, other=0.0)
+    center = tl.load(means + at, mask=inside, other=0.0)
+    whole = tl.sum(n, axis=0)
+    middle = tl.sum(n * center, axis=0) / tl.where(whole > 0, whole, 1.0)
+    off = center - middle[None, :]
+    spread = tl.sum(tl.load(m2s + at, mask=inside, other=0.0) + n * off * off, axis=0)
+    tl.store(mean + s, middle, mask=s < statistics)
+    tl.store(m2 + s, spread, mask=s < statistics)
+    tl.store(rstd + s, rstd_of(spread, whole, EPS), mask=s < statistics)
+
+
+@triton.jit
+def apply(
+    x: tl.tensor,
+    y: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    mask: tl.tensor,
+    mask_strides: tuple,
+    size: tuple,
+    dense: tuple,
+    x_strides: tuple,
+    affine: tuple,
+    across: tl.tensor,
+    tiles: tl.tensor,
+    blocks: tl.tensor,
+    LAYOUT: tl.constexpr,
+    FINISH: tl.constexpr,
+    TILE: tl.constexpr,
+    REAL: tl.constexpr,
+) -> None:
+    """y of given statistics, one tile."""
+    program = tl.program_id(0)
+    b = (program // blocks // tiles).to(tl.int64)
+    g = groups(program % blocks, TILE)
+    spot, inside = place(b, g, program // blocks % tiles, across, size, TILE)
+    present = present_in(mask, inside, spot, mask_strides)
+    s, here = b * size[1] + g, g < size[1]
+    scale = normalizers(tl.load(mean + s, mask=here, other=0.0), tl.load(rstd + s, mask=here, other=0.0), REAL)
+    x_hat = normalized(load(x, flat(spot, x_strides), present, REAL), scale, present)
+    _finish(
+        *(x_hat, y, weight, bias, residual, spot, inside, present, size, dense, affine),
+        *(LAYOUT, FINISH, REAL, x.dtype.element_ty),
+    )
