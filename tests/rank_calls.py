@@ -113,6 +113,19 @@ def in_distributed_data_parallel() -> None:
 
 
 @check
+def buffers_are_broadcast_between_two_forwards() -> None:
+    """Before the second one writes them in place; frozen ones were an operand of the first."""
+    inner = network(BatchNorm1d)
+    inner[4].freeze()
+    model = nn.parallel.DistributedDataParallel(inner)
+    x = torch.randn(4, 4)
+    (model(x).square().mean() + model(2 * x).square().mean()).backward()
+    assert all(p.grad is not None for p in inner.parameters())
+    assert inner[1].num_batches_tracked.item() == 2
+    assert inner[4].num_batches_tracked.item() == 0
+
+
+@check
 def in_fully_sharded_data_parallel() -> None:
     """With a bfloat16 policy, where torch's layer raises; float32 histories."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

@@ -331,3 +331,24 @@ def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...], said: str) -> N
     result = command(*arguments)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_a_mask_is_counted() -> None:
+    """What it leaves of each statistic, and who takes a call with it."""
+    layer, mask = evenorm.InstanceNorm1d(3), torch.tensor([[True] * 5, [True] * 2 + [False] * 3, [False] * 5])
+    found = explain(layer, (3, 3, 5), mask=mask)
+    assert found.note == (
+        "The mask leaves 21 of 45 values; the others come out as zeros. A statistic has 0 to 5 of them, and 3 of 9 "
+        "have none."
+    )
+    assert found.note.split()[0] in str(found)
+    alone = explain(layer, (3, 5), mask=mask[1])
+    assert alone.note.endswith(
+        "The mask leaves 6 of 15 values; the others come out as zeros. A statistic has 2 to 2 of them."
+    )
+    ghost = evenorm.GhostBatchNorm1d(3, 2)
+    assert explain(ghost, (3, 3, 5), mask=mask).note.endswith("A statistic has 7 to 7 of them.")
+    assert explain(evenorm.BatchNorm1d(3).eval(), (3, 3, 5), mask=mask).note.endswith("as zeros.")
+    assert "A statistic has 7 to 7" in explain("[n] c [l]", (3, 3, 5), affine="c", mask=mask).note
+    with pytest.raises(ValueError, match=r"InstanceNorm1d\(3.*a mask of shape \(3, 5\)"):
+        explain(layer, (3, 3, 5), mask=mask.T)

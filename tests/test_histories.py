@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
 import evenorm
-from evenorm import Cumulative, Frozen, History, Norm, PerDomain, Renorm, Running, normalize
+from evenorm import Cumulative, Frozen, Norm, PerDomain, Renorm, Running
 from evenorm.statistics import Statistics
 
 DOUBLE = torch.float64
@@ -23,11 +22,6 @@ DOUBLE = torch.float64
 def batch_norm(*settings: Any, **options: Any) -> Any:
     """With buffers that are there."""
     return evenorm.BatchNorm1d(*settings, **options)
-
-
-def stacked(state: History, members: int) -> History:
-    """As many states, one upon the other."""
-    return History(*(None if t is None else t.expand(members, *t.shape) for t in state[:5]))  # type: ignore[arg-type]
 
 
 def rows(count: int = 8, channels: int = 3) -> Tensor:
@@ -94,27 +88,6 @@ def test_a_batch_that_is_not_finite_can_be_an_error() -> None:
     with pytest.raises(FloatingPointError, match="not finite"):
         layer(torch.full((4, 3), torch.nan))
     assert layer.running_mean.tolist() == [0, 0, 0]
-
-
-def test_not_finite_under_compilation_and_vmap() -> None:
-    """No warning there, but the same numbers."""
-    layer = batch_norm(3)
-    torch.compile(layer, fullgraph=True, backend="eager")(torch.full((4, 3), torch.nan))
-    assert layer.running_mean.tolist() == [0, 0, 0]
-    assert layer.num_batches_skipped.item() == 1
-    assert layer.num_batches_tracked.item() == 0
-    x = torch.randn(2, 4, 3)
-    x[1, 0, 0] = torch.nan
-    states = stacked(History.fresh(3), 2)
-    after = vmap(lambda x, state: observed(x, state)[1])(x, states)
-    assert after.skipped is not None
-    assert after.skipped.tolist() == [0, 1]
-    assert after.mean[1].tolist() == [0, 0, 0]
-    torch.testing.assert_close(after.mean[0], x[0].mean(0) / 2)
-
-
-def observed(x: Tensor, state: History, statistics: Statistics | None = None) -> tuple[Tensor, History]:
-    return normalize(x, "[n] c", statistics=statistics or Running(0.5), history_axes="c", state=state, training=True)
 
 
 @pytest.mark.parametrize("copied", [False, True], ids=["layer", "copy"])
@@ -223,6 +196,31 @@ def test_one_history_is_given_to_every_domain() -> None:
     layer.load_state_dict(copy.deepcopy(layer.state_dict()))
 
 
+def test_freezing_every_domain() -> None:
+    layer = batch_norm(3, statistics=PerDomain(DOMAINS)).double()
+    layer(rows(), domain="day")
+    kept = {name: t.clone() for name, t in layer.state_dict().items()}
+    layer.freeze()
+    x = rows()
+    for place, domain in enumerate(DOMAINS):
+        expected = (x - kept["running_mean"][place]) / (kept["running_var"][place] + 1e-5).sqrt()
+        torch.testing.assert_close(layer.train()(x, domain=domain), expected)
+    assert all(torch.equal(kept[name], t) for name, t in layer.state_dict().items())
+    layer.unfreeze()
+    layer(x, domain="day")
+    assert layer.num_batches_tracked.tolist() == [2, 0, 0]
+
+
+def test_a_converted_layer_counts_its_values() -> None:
+    """Batches of different sizes: the population's moments need the count of each."""
+    model: Any = evenorm.convert(nn.Sequential(nn.BatchNorm2d(3)).double(), Cumulative())
+    x = torch.randn(9, 3, 2, 2, dtype=DOUBLE)
+    for part in x.split([2, 7]):
+        model(part)
+    torch.testing.assert_close(model[0].running_mean, x.mean((0, 2, 3)))
+    torch.testing.assert_close(model[0].running_var, x.var((0, 2, 3)))
+
+
 def test_an_unknown_domain_changes_nothing() -> None:
     layer = batch_norm(3, statistics=PerDomain(["a", "b"]))
     for domain, words in (("c", "there is no domain 'c'; the domains are 'a', 'b'"), (None, "expected a domain")):
@@ -231,79 +229,6 @@ def test_an_unknown_domain_changes_nothing() -> None:
     assert layer.num_batches_tracked.tolist() == [0, 0]
     with pytest.raises(ValueError, match="got domain='a', but the layer has one history"):
         batch_norm(3)(torch.randn(8, 3), domain="a")
-
-
-@pytest.mark.parametrize(
-    "statistics", [Running(0.5), Cumulative(), Renorm(2.0, 1.0, schedule=None, of=Running(0.5))], ids=str
-)
-def test_state_is_a_value(statistics: Statistics) -> None:
-    """y and state as the layer's, and nothing is written."""
-    layer = Norm("[n] c", c=3, statistics=statistics, affine=None).double()
-    state = History.fresh(3, dtype=DOUBLE)
-    for _ in range(3):
-        x, before = rows(), state.copied()
-        y, after = observed(x, state, statistics)
-        torch.testing.assert_close(y, layer(x))
-        assert all(torch.equal(a, b) for a, b in zip(before[:5], state[:5], strict=True))  # type: ignore[arg-type]
-        state = after
-    torch.testing.assert_close(state.mean, layer.running_mean)
-    torch.testing.assert_close(state.variance, layer.running_var)
-    y, same = normalize(rows(), "[n] c", statistics=statistics, history_axes="c", state=state, training=False)
-    assert same is state
-
-
-def test_state_in_an_ensemble() -> None:
-    """vmap over members, each with its own state and its own data; gradients through it."""
-    x = torch.randn(4, 8, 3, dtype=DOUBLE)
-    fresh = History.fresh(3, dtype=DOUBLE)
-    states = stacked(fresh, 4)
-    ys, after = vmap(observed)(x, states)
-    for k in range(4):
-        y, state = observed(x[k], fresh)
-        torch.testing.assert_close(ys[k], y)
-        torch.testing.assert_close(after.mean[k], state.mean)
-    weights = torch.randn(8, 3, dtype=DOUBLE)
-
-    def loss(x: Tensor, state: History) -> Tensor:
-        y, _ = observed(x, state)
-        return (y * weights).sum()
-
-    found = vmap(grad(loss))(x, states)
-    single = x[1].clone().requires_grad_()
-    loss(single, fresh).backward()
-    torch.testing.assert_close(found[1], single.grad)
-
-
-def test_state_compiled() -> None:
-    function = torch.compile(observed, fullgraph=True, backend="aot_eager")
-    x, state = rows(), History.fresh(3, dtype=DOUBLE)
-    y, after = function(x, state)
-    expected, kept = observed(x, state)
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(after.mean, kept.mean)
-    assert after.updates is not None
-    assert after.updates.item() == 1
-
-
-def test_an_ensemble_of_layers() -> None:
-    """functional_call under vmap moves the stacked buffers of each member."""
-    members = [batch_norm(3).double() for _ in range(3)]
-    apart = copy.deepcopy(members)
-    parameters, buffers = stack_module_state(members)
-    x = torch.randn(3, 8, 3, dtype=DOUBLE)
-    base = members[0]
-    ys = vmap(lambda p, b, x: functional_call(base, (p, b), (x,)))(parameters, buffers, x)
-    for k, member in enumerate(apart):
-        torch.testing.assert_close(ys[k], member(x[k]))
-        torch.testing.assert_close(buffers["running_mean"][k], member.running_mean)
-    assert buffers["num_batches_tracked"].tolist() == [1, 1, 1]
-
-
-def test_history_and_state_at_once() -> None:
-    fresh = History.fresh(3)
-    both: Any = {"history": fresh, "state": fresh}
-    with pytest.raises(ValueError, match="and not both"):
-        normalize(torch.randn(4, 3), "[n] c", history_axes="c", **both)
 
 
 class Residual(nn.Module):

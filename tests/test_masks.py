@@ -143,6 +143,43 @@ def test_batch_norm_is_batch_norm_with_the_elements_removed(lengths: list[int], 
         torch.testing.assert_close(kept, plain.state_dict()[name])
 
 
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+@given(st.lists(st.booleans(), min_size=20, max_size=20))
+def test_rows_are_normalized_as_without_the_others(name: str, valid: list[bool]) -> None:
+    """And the gradients of weight and bias are those of the rows that are there."""
+    mask = torch.tensor(valid).reshape(4, 5)
+    layer, plain = (layer_of(CASES[name]) for _ in range(2))
+    plain.load_state_dict(layer.state_dict())
+    x, dy = (torch.randn(4, 5, 6, dtype=DOUBLE) for _ in range(2))
+    part, rows = poisoned(x, mask[..., None].expand_as(x)).requires_grad_(), x[mask].requires_grad_()
+    y, expected = layer(part, mask=mask), plain(rows)
+    y.backward(dy)
+    expected.backward(dy[mask])
+    assert part.grad is not None
+    torch.testing.assert_close(y[mask], expected)
+    torch.testing.assert_close(part.grad[mask], rows.grad)
+    for mine, theirs in zip(layer.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("affine", ["d", None])
+def test_features_first_or_last(affine: str | None) -> None:
+    """One mask (N, positions), for (N, C, L) and for (N, L, D); without a weight too."""
+    mask, x = torch.rand(4, 5) > 0.4, torch.randn(4, 3, 5, dtype=DOUBLE)
+    first = evenorm.BatchNorm1d(3, momentum=1.0).double()
+    last: Any = evenorm.Norm("[n] [l] d", d=3, affine=affine, statistics=evenorm.Running(1.0))
+    y, expected = last.double()(x.transpose(1, 2), mask=mask), first(x, mask=mask)
+    torch.testing.assert_close(y, expected.transpose(1, 2))
+    torch.testing.assert_close(last.running_var, first.running_var)
+
+
+def test_one_sample_without_its_batch_axis() -> None:
+    layer, x = evenorm.InstanceNorm1d(3), torch.randn(3, 5)
+    mask = torch.tensor([True, False, True, True, False])
+    torch.testing.assert_close(layer(x, mask=mask), layer(x[None], mask=mask[None])[0])
+    torch.testing.assert_close(layer(x, lengths=torch.tensor(3))[:, :3], layer(x[:, :3]))
+
+
 @pytest.mark.parametrize("name", ["InstanceNorm1d", "GroupNorm"])
 def test_a_sample_alone(name: str) -> None:
     """Per sample, a ragged batch is each sequence by itself, cut to its length."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from evenorm import BatchNorm2d, Norm, SyncBatchNorm, Synced
+from evenorm import BatchNorm2d, Frozen, Norm, PerDomain, Renorm, SyncBatchNorm, Synced
+from evenorm.statistics.group import _names
 from ranks import run_ranks
 
 pytestmark = pytest.mark.dist
@@ -33,6 +37,7 @@ SHORT = (
     "in_lockstep",
     "in_a_group_of_its_own",
     "in_distributed_data_parallel",
+    "buffers_are_broadcast_between_two_forwards",
     "makes_more_layers_than_others",
     "skips_a_call",
 )
@@ -95,6 +100,30 @@ def test_it_is_not_torchs() -> None:
     assert SyncBatchNorm(3).state_dict().keys() == torch.nn.SyncBatchNorm(3).state_dict().keys()
     assert "statistics=Synced()" in repr(SyncBatchNorm(3))
     assert "all processes together" in str(Norm("[n] c", c=3, statistics=Synced()).recipe)
+
+
+def test_every_layer_has_a_number_of_its_own() -> None:
+    """Copies too, which TransformerEncoder makes; layers of another kind do not count."""
+    first = SyncBatchNorm(3)
+    BatchNorm2d(3, statistics=Renorm()), SyncBatchNorm(4), BatchNorm2d(3)
+    second = SyncBatchNorm(3)
+    twins = [copy.deepcopy(first), pickle.loads(pickle.dumps(second))]
+    assert len({layer.number for layer in (first, second, *twins)}) == 4
+    names = [re.sub(r"\d+$", "", _names[layer.number]) for layer in (first, second)]
+    assert names == ["SyncBatchNorm('[n] c [...]', 3), number "] * 2
+    counted = [int(_names[layer.number].split()[-1]) for layer in (first, second, *twins)]
+    assert counted == list(range(counted[0], counted[0] + 4))
+    assert BatchNorm2d(3, statistics=Renorm()).number == 0
+
+
+def test_what_is_synchronized_may_be_named_inside() -> None:
+    domains = PerDomain({"a": Synced(), "b": Frozen()})
+    layer: Any = SyncBatchNorm(3, statistics=domains)
+    assert layer.chosen == domains
+    with pytest.raises(
+        ValueError, match=r"SyncBatchNorm: got process_group= beside .*give it to the Synced\(…\) inside"
+    ):
+        SyncBatchNorm(3, process_group="a group", statistics=domains)
 
 
 @pytest.mark.slow

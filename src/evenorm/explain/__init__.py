@@ -13,8 +13,9 @@ from evenorm.affine import Affine
 from evenorm.explain.explanation import Explanation
 from evenorm.explain.sizing import lacks_samples
 from evenorm.kernels import Candidate, candidates, choose, eager, must_compose
+from evenorm.kernels import mask as masks
 from evenorm.layers.layer import Layer
-from evenorm.pattern import Pattern, PatternError
+from evenorm.pattern import Pattern, PatternError, naming
 from evenorm.plan import Plan, Unplannable, make_plan
 from evenorm.recipe import Recipe
 
@@ -29,6 +30,7 @@ def explain(
     channels_last: bool = False,
     affine: str | Affine = "",
     kernel: str | None = None,
+    mask: Tensor | None = None,
     **sizes: int,
 ) -> Explanation:
     """Say what a normalizer does to an input. Nothing is normalized and nothing changes.
@@ -40,6 +42,7 @@ def explain(
         channels_last: whether the channels lie innermost in memory, likewise.
         affine: the axes of weight and bias, for a pattern.
         kernel: the kernel to use, by name; the layer's choice unless given.
+        mask: which positions are valid, as the call takes it; what it leaves of each statistic is noted.
         sizes: sizes of a pattern's axes, ``g=8``.
 
     Returns:
@@ -47,7 +50,7 @@ def explain(
 
     Raises:
         PatternError: the pattern cannot be read or does not fit the shape.
-        ValueError: the layer does not take the shape.
+        ValueError: the layer does not take the shape, or the mask does not fit it.
         TypeError: neither a layer nor a pattern, or a tensor of integers.
         KernelError: there is no kernel of that name.
 
@@ -76,7 +79,7 @@ def explain(
         raise TypeError(f"explain: expected a floating-point tensor, got {x.dtype}; choose a dtype like float32")
     if kernel:
         recipe = replace(recipe, kernel=kernel)
-    return _of_pattern(recipe, x) if layer is None else _of_layer(layer, recipe, x)
+    return _of_pattern(recipe, x, mask) if layer is None else _of_layer(layer, recipe, x, mask)
 
 
 def _recipe(pattern: str | Pattern, shape: tuple[int, ...], affine: str | Affine, sizes: dict[str, int]) -> Recipe:
@@ -109,22 +112,29 @@ def _blank(layer: Layer | None, shape: tuple[int, ...], dtype: torch.dtype | Non
     return x.movedim(-1, 1) if order is not shape else x
 
 
-def _of_pattern(recipe: Recipe, x: Tensor) -> Explanation:
+def _of_pattern(recipe: Recipe, x: Tensor, mask: Tensor | None) -> Explanation:
+    if mask is not None:
+        with naming("explain"):
+            mask = masks.lay(mask, x, recipe.pattern.bind(x.shape), recipe.affine.axes)
     parameters = 2 * prod(recipe.pattern.bind(x.shape).sizes(recipe.affine.axes)) if recipe.affine.axes else 0
-    return _found(f"Normalization over {recipe.pattern}", recipe, recipe.pattern, x, parameters=parameters)
+    return _found(f"Normalization over {recipe.pattern}", recipe, recipe.pattern, x, parameters=parameters, mask=mask)
 
 
-def _of_layer(layer: Layer, recipe: Recipe, x: Tensor) -> Explanation:
+def _of_layer(layer: Layer, recipe: Recipe, x: Tensor, mask: Tensor | None) -> Explanation:
     pattern, history, note = recipe.pattern, layer.history, ""
     if lacks_samples(type(layer), x.dim()):
         x, note = x[None], "The input is one sample; n is the axis that it lacks."
-    layer.check(x, recipe)
+        mask = None if mask is None else mask[None]
+    layer.check(x, recipe, mask is not None)
+    if mask is not None:
+        mask = layer.lay_mask(x, recipe, mask, None)
     chunk = getattr(layer, "virtual_batch_size", None)
     remembers = history is not None and recipe.statistics.remembers(layer.training)
     if remembers:
         pattern = Pattern.parse(recipe.remembered)
     elif chunk and x.shape[0] % chunk:
         x, pattern, note = _whole_chunks(pattern, x, chunk)
+        mask = mask if mask is None or mask.shape[0] == 1 else mask[: x.shape[0]]
     # What torch has buffers for too.
     kept = [t for t in (history or ())[:3] if t is not None]
     own = [t for t in (layer.weight, layer.bias) if t is not None]
@@ -142,6 +152,7 @@ def _of_layer(layer: Layer, recipe: Recipe, x: Tensor) -> Explanation:
         history_bytes=sum(t.numel() * t.element_size() for t in kept),
         remembers=remembers,
         note=note,
+        mask=mask,
     )
 
 
@@ -171,9 +182,12 @@ def _found(
     history_bytes: int = 0,
     remembers: bool = False,
     note: str = "",
+    mask: Tensor | None = None,
 ) -> Explanation:
     binding = pattern.bind(x.shape)
-    answers, chosen = _kernels(recipe, pattern, x, others)
+    answers, chosen = _kernels(recipe, pattern, x, others, mask)
+    if mask is not None:
+        note = f"{note} {_valid(mask, x, pattern, remembers)}".strip()
     return Explanation(
         subject=subject,
         recipe=recipe,
@@ -193,11 +207,23 @@ def _found(
     )
 
 
+def _valid(mask: Tensor, x: Tensor, pattern: Pattern, remembers: bool) -> str:
+    """What a mask leaves."""
+    valid = int(mask.expand(x.shape).sum())
+    found = f"The mask leaves {valid:,} of {x.numel():,} values; the others come out as zeros"
+    if remembers or not x.numel():
+        return f"{found}."
+    counts = masks.counts(mask, pattern.bind(x.shape))
+    empty = int((counts == 0).sum())
+    without = f", and {empty:,} of {counts.numel():,} have none" if empty else ""
+    return f"{found}. A statistic has {int(counts.min()):,} to {int(counts.max()):,} of them{without}."
+
+
 def _kernels(
-    recipe: Recipe, pattern: Pattern, x: Tensor, others: Sequence[Tensor]
+    recipe: Recipe, pattern: Pattern, x: Tensor, others: Sequence[Tensor], mask: Tensor | None
 ) -> tuple[tuple[Candidate, ...], str | None]:
     """Every kernel's answer, and who takes the call."""
-    answers = candidates(x, pattern, recipe.affine)
+    answers = candidates(x, pattern, recipe.affine, mask)
     composed = must_compose(x, *others)
     if composed is not None:
         answers = [a if a.name == eager.name else Candidate(a.name, a.reason or composed) for a in answers]
@@ -205,7 +231,7 @@ def _kernels(
     asked = [a for a in answers if a.name == recipe.kernel]
     if asked and asked[0].reason is not None:
         return tuple(answers), None
-    return tuple(answers), choose(x, pattern, recipe.affine, recipe.kernel).name
+    return tuple(answers), choose(x, pattern, recipe.affine, recipe.kernel, mask).name
 
 
 def _plan(pattern: Pattern, affine: Affine, x: Tensor) -> Plan | str:

@@ -222,7 +222,7 @@ class Layer(nn.Module):
             recipe, place = self._of_domain(recipe, domain)
         self.check(input, recipe, mask is not None or lengths is not None)
         if mask is not None or lengths is not None:
-            mask = self._mask(input, recipe, mask, lengths)
+            mask = self.lay_mask(input, recipe, mask, lengths)
         if scale is not None or shift is not None:
             recipe, weight, bias = self._given(recipe, input, scale, shift)
         return self.normalize(input, recipe, weight, bias, residual, mask, place)
@@ -284,7 +284,7 @@ class Layer(nn.Module):
             place, member = recipe.statistics.member(domain)
         return replace(recipe, statistics=member), place
 
-    def _mask(self, input: Tensor, recipe: Recipe, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+    def lay_mask(self, input: Tensor, recipe: Recipe, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
         """The mask of this call, with the input's axes."""
         with naming(str(self)):
             if mask is not None and lengths is not None:

@@ -59,8 +59,10 @@ class Synced(Composed):
     Gradients of weight and bias are this rank's own, which DistributedDataParallel averages. In evaluation nothing
     is exchanged.
 
-    Every rank must make the same layers in the same order and call them in the same order; a rank that does not
-    makes an error on all.
+    Every rank must call the same layers in the same order; one that does not, or that ends, makes an error on all.
+    Ranks know a layer by its kind, its size and its group, and by how many such were made before; what else a rank
+    makes does not matter. (Where packets differ in size gloo ends the process that expected the smaller one, in its
+    own words; ``TORCH_DISTRIBUTED_DEBUG=DETAIL`` says where. Calls of :func:`normalize` have no number of their own.)
 
     Args:
         process_group: the group; all processes unless given.
