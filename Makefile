@@ -9,8 +9,14 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt $(PIP_ARGS)
 READY := .venv/ready
 # What the benchmark compares with: 110 MB more to download.
 PEERS := .venv/peers
+# What builds the site, and what builds and checks a wheel.
+WRITERS := .venv/writers
+WHEELWRIGHTS := .venv/wheelwrights
 # Experiments of the quicker kind, for a picture of the report.
 SHOWN := identity batchmates redundant-bias
+# The site's main pages, for the same.
+SITE := index getting-started choosing patterns statistics traps migrating backward comparison evidence performance \
+	layers/BatchNorm2d rules/en112 reference/surgery
 # An extension that watches its loads and stores, and what runs on it.
 SANITIZED := build/sanitize
 SANITIZED_TESTS ?= tests/test_cpu_instruction_sets.py tests/test_cpu_processes.py tests/test_epilogue.py \
@@ -18,7 +24,7 @@ SANITIZED_TESTS ?= tests/test_cpu_instruction_sets.py tests/test_cpu_processes.p
 FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*.json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench readme-figures screenshots test test-all check clean clinic
+.PHONY: help demo bench readme-figures docs screenshots wheel wheel-test test test-all check clean clinic
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,12 +39,28 @@ readme-figures: $(READY) ## put the newest of benchmarks/ into the README
 	@test -n "$(FIGURES)" || { echo "benchmarks/ is empty: make bench fills it"; exit 1; }
 	$(BIN)/evenorm bench --from $(FIGURES) --readme README.md
 
-screenshots: $(READY) ## pictures of the explorer and of a lab report in build/screenshots; needs Chromium
+docs: $(WRITERS) ## the documentation's site in build/site; a broken link or a public name without a page fails
+	$(BIN)/mkdocs build --strict
+
+screenshots: docs ## pictures of the site, the explorer and a lab report in build/screenshots; needs Chromium
 	@mkdir -p build
 	$(BIN)/evenorm explorer --output build/explorer.html
 	$(BIN)/evenorm lab run $(SHOWN) --store build/lab
 	$(BIN)/evenorm lab report $(SHOWN) --store build/lab --output build/lab.html
-	$(BIN)/python tests/screenshots.py build/screenshots build/explorer.html build/lab.html
+	$(BIN)/python tests/screenshots.py build/screenshots build/explorer.html build/lab.html \
+		$(addprefix build/site/,$(addsuffix .html,$(SITE)))
+
+wheel: $(WHEELWRIGHTS) ## sdist and manylinux wheel into dist/, torch's libraries left out
+	rm -rf dist build/dist
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m build --no-isolation --outdir build/dist
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libgomp*' \
+		--wheel-dir dist build/dist/*.whl
+	mv build/dist/*.tar.gz dist
+	$(BIN)/auditwheel show dist/*.whl
+
+wheel-test: wheel ## install wheel and sdist into new environments without a compiler, and test them there
+	PYTHON=$(PYTHON) PIP_ARGS="$(PIP_ARGS)" .ci/try-distribution dist/*.whl built
+	PYTHON=$(PYTHON) PIP_ARGS="$(PIP_ARGS)" .ci/try-distribution dist/*.tar.gz absent
 
 clinic: $(READY) ## the doctor on scripts after public threads: recall and precision
 	PYTHONPATH=tests $(BIN)/python -m clinic
@@ -73,6 +95,14 @@ $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 	$(PYTHON) -m venv .venv
 	$(INSTALL) scikit-build-core nanobind cmake ninja
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(WRITERS): $(READY)
+	$(INSTALL) --no-build-isolation --editable '.[dev,docs]'
+	@touch $@
+
+$(WHEELWRIGHTS): $(READY)
+	$(INSTALL) --no-build-isolation --editable '.[dev,wheel]'
 	@touch $@
 
 $(PEERS): $(READY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 __all__ = ["LIBRARIES", "ComparisonError", "page"]
@@ -22,9 +23,9 @@ def page(file: Path) -> str:
     """
     content = tomllib.loads(file.read_text(encoding="utf-8"))
     notes: dict[str, int] = {}
-    rows = [_row(row, notes) for row in content["row"]]
+    rows = [_row(row, content["sources"], notes) for row in content["row"]]
     head = ["", *LIBRARIES.values()]
-    sources = [f"{number}. <{source}>" if "://" in source else f"{number}. [{source}]({source})" for source, number in notes.items()]
+    sources = [f"{number}. [{source}]({source})" for source, number in notes.items()]
     return "\n".join(
         [
             "# Comparison",
@@ -43,12 +44,12 @@ def page(file: Path) -> str:
     )
 
 
-def _row(row: dict[str, object], notes: dict[str, int]) -> str:
+def _row(row: Mapping[str, object], sources: Mapping[str, str], notes: dict[str, int]) -> str:
     cells = [f"**{row['what']}**"]
     for key in LIBRARIES:
         match row.get(key):
-            case [str(text), str(source)] if text and source:
-                number = notes.setdefault(source, len(notes) + 1)
+            case [str(text), str(source)] if text and source in sources:
+                number = notes.setdefault(sources[source], len(notes) + 1)
                 cells.append(f"{text} [[{number}]](#sources)")
             case other:
                 raise ComparisonError(f"{row['what']!r}, {LIBRARIES[key]}: expected a text and its source, got {other!r}")
