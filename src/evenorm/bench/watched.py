@@ -1,7 +1,7 @@
-"""The suite ``monitor``: training steps of a watched model beside those of the same model by itself.
+"""The suite ``monitor``: training steps of a watched model beside the same steps when nobody watches.
 
-Both take turns, step by step. The watched one's first step, in which everything is measured, comes before: what is
-timed is a loop that goes on. It is timed only where watching changes no loss by a single bit.
+Both take turns on one model, step by step. The watcher's first step, in which everything is measured, comes before:
+what is timed is a loop that goes on. It is timed only where watching changes no loss by a single bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from evenorm.bench import models
 from evenorm.bench.measure import timings
@@ -34,27 +34,32 @@ def measure(watch: Watch, seconds: float, quick: bool = False) -> Iterator[Row]:
     """One row: ours is the watched step, and ``bare`` the same without."""
     torch.manual_seed(0)
     task = models.MODELS[NETWORK](quick)
-    calls = {OURS: _watched(copy.deepcopy(task.model), task, watch), BARE: _step(task.model, task)}
-    losses = {name: torch.stack([call() for _ in range(_STEPS)]) for name, call in calls.items()}
-    error = float((losses[OURS] - losses[BARE]).abs().max())
+    error = _error(task, watch)
     if error != 0:
         found = {OURS: Timing(absent=f"wrong: watching moves a loss by {error:.2g}")}
     else:
+        calls = _steps(task.model, task, watch)
+        calls[OURS]()
         found = timings(interleave(calls, seconds))
     found[OURS].error, found[OURS].share = error, error
     yield models.row(NETWORK, "training", task.batch, found, suite=SUITE, title="whole steps, watched · float32")
 
 
-def _step(model: nn.Module, task: models.Task) -> Callable[[], Tensor]:
-    return models.training(model, task, torch.optim.SGD(model.parameters(), lr=task.rate))
+def _error(task: models.Task, watch: Watch) -> float:
+    """The largest difference of the losses of a few steps."""
+    losses = {}
+    for name in (OURS, BARE):
+        call = _steps(copy.deepcopy(task.model), task, watch)[name]
+        losses[name] = torch.stack([call() for _ in range(_STEPS)])
+    return float((losses[OURS] - losses[BARE]).abs().max())
 
 
-def _watched(model: nn.Module, task: models.Task, watch: Watch) -> Callable[[], Tensor]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=task.rate)
+def _steps(model: nn.Module, task: models.Task, watch: Watch) -> dict[str, Callable[[], Tensor]]:
+    optimizer = SGD(model.parameters(), lr=task.rate)
     step, watcher = models.training(model, task, optimizer), watch(model, optimizer)
 
     def watched() -> Tensor:
         with watcher:
             return step()
 
-    return watched
+    return {OURS: watched, BARE: step}

@@ -1,15 +1,19 @@
 """Which normalizer a model calls for, from what was measured on it: the articles' "when to use each", with numbers.
 
-For each kind of normalizer in the model: how many values a statistic has, how uncertain it is for that, and the
-one line that converts.
+What decides is not the batch size but the values per channel on one process: samples × positions. Articles name 8, 16
+and 32 as the least; the standard error of a scale of n values is 1/√(2n).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
+from evenorm.doctor.probes.geometry import is_synchronized, processes
+from evenorm.doctor.probes.padding import marked
 from evenorm.doctor.sites import Site
 from evenorm.doctor.subject import Subject
 from evenorm.doctor.trace import Call
@@ -19,9 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Advice", "advise"]
 
-# The smallest batches that articles name for batch normalization; what counts are values per channel.
-ARTICLES = (8, 16, 32)
+LEAST, MIDDLE, ENOUGH = 8, 16, 32
 FEW_PARAMETERS = 10_000
+CURVE = "the error by batch size: `evenorm lab run batch-size`"
+NAMES = {"layer": "layer norm", "rms": "RMS norm", "group": "group norm", "instance": "instance norm"}
 
 
 @dataclass(frozen=True)
@@ -45,95 +50,203 @@ class Advice:
         return asdict(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.padding import Padding
         from rich.text import Text
 
         yield Text(f"{self.layers}: {self.use}", style="bold")
-        yield Text(f"    {self.because}")
+        yield Padding(Text(self.because), (0, 0, 0, 4))
         if self.convert:
-            yield Text(f"    {self.convert}", style="green")
+            yield Padding(Text(self.convert, style="green"), (0, 0, 0, 4))
 
 
 def advise(subject: Subject) -> list[Advice]:
     """Advice for every kind of normalizer that one pass reaches.
 
+    >>> import torch
     >>> from evenorm.doctor.inputs import Inputs
     >>> subject = Subject(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)), Inputs.of(torch.randn(4, 4)))
     >>> [(advice.layers, advice.use) for advice in advise(subject)]
     [('1 batch norm', 'layer norm')]
     """
-    if subject.trace is None:
-        return []
-    return list(_advice(subject, subject.trace.calls))
+    return [] if subject.trace is None else list(_advice(subject, subject.trace.calls))
 
 
-def _advice(subject: Subject, calls: list[Call]) -> Iterator[Advice]:
-    batch = [call for call in calls if call.site.kind == "batch" and call.site.uses_batch(training=True)]
-    if batch:
-        yield _for_batch_norms(subject, batch)
-    for kind, use in (
-        ("layer", "layer norm"),
-        ("rms", "RMS norm"),
-        ("group", "group norm"),
-        ("instance", "instance norm"),
-    ):
+def _advice(subject: Subject, calls: Sequence[Call]) -> Iterator[Advice]:
+    batch = [call for call in calls if call.site.kind == "batch" and not call.recomputed]
+    learning = [call for call in batch if call.site.uses_batch(training=True)]
+    if learning:
+        facts = Facts.of(subject, learning)
+        use, because, convert = next(found for case in CASES if (found := case(facts)) is not None)
+        yield Advice(_named(learning, "batch norm"), use, because, convert)
+    frozen = [call for call in batch if not call.site.uses_batch(training=True)]
+    if frozen:
+        because = "its statistics are frozen: neither the batch size nor the mode touches them"
+        yield Advice(_named(frozen, "frozen batch norm"), "frozen batch norm", because, "")
+    for kind, name in NAMES.items():
         own = [call for call in calls if call.site.kind == kind]
         if own:
-            values = min(call.values for call in own)
-            yield Advice(
-                _named(own, use),
-                use,
-                f"its statistics are per sample, over {values} values at least: batch size and sequence length do not "
-                f"touch them",
-                "",
-            )
+            yield _for_samples(own, name)
 
 
-def _for_batch_norms(subject: Subject, calls: list[Call]) -> Advice:
-    samples = subject.inputs.samples if subject.inputs is not None else 0
-    size = subject.batch_size or samples
-    least = min(calls, key=lambda call: call.values)
-    values = max(least.values * size // max(samples, 1), 1)
-    vectors = len(least.shape) < 3
-    noise = (2 * values) ** -0.5
-    measured = (
-        f"{values} values per channel at {least.site.path or 'the root'} with a batch of {size}: the scale is "
-        f"uncertain by {noise:.0%}"
-    )
-    if size == 1:
-        return Advice(
-            *(_named(calls, "batch norm"), "layer norm" if vectors else "group norm"),
-            f"{measured}; one sample at a time (online learning) leaves no batch to take statistics of",
-            _conversion(vectors),
+@dataclass(frozen=True)
+class Facts:
+    """What was measured for the batch norms of a model.
+
+    Attributes:
+        fewest: the call with the fewest values per channel.
+        values: those, on one process, at the training's batch size.
+        size: that batch size.
+        world: processes that train together.
+        synced: whether the layer takes the statistics of all of them.
+        vectors: whether its input has no positions.
+        repeated: the most calls of one layer in a pass.
+        recurrent, attentive: the class of a recurrent layer, and whether there is attention.
+        lengths: the shortest and the longest item, where a mask or lengths are given.
+        parameters: of the whole model.
+    """
+
+    fewest: Call
+    values: int
+    size: int
+    world: int
+    synced: bool
+    vectors: bool
+    repeated: int
+    recurrent: str | None
+    attentive: bool
+    lengths: tuple[int, int] | None
+    parameters: int
+
+    @staticmethod
+    def of(subject: Subject, calls: Sequence[Call]) -> Facts:
+        """Count."""
+        samples = max(subject.inputs.samples, 1) if subject.inputs is not None else 1
+        size = subject.batch_size or samples
+        fewest = min(calls, key=lambda call: call.values)
+        modules = list(subject.model.modules())
+        functional = subject.trace.functional if subject.trace is not None else []
+        found = marked(subject)
+        lengths = found.valid.sum(1) if found is not None else None
+        return Facts(
+            fewest=fewest,
+            values=max(fewest.values * size // samples, 1),
+            size=size,
+            world=processes(subject),
+            synced=is_synchronized(fewest.site),
+            vectors=len(fewest.shape) < 3,
+            repeated=max(sum(call.site is site for call in calls) for site in {call.site for call in calls}),
+            recurrent=next((type(m).__name__ for m in modules if isinstance(m, (nn.RNNBase, nn.RNNCellBase))), None),
+            attentive=any(isinstance(m, nn.MultiheadAttention) for m in modules)
+            or any(call.name == "attention" for call in functional),
+            lengths=None if lengths is None else (int(lengths.min()), int(lengths.max())),
+            parameters=sum(p.numel() for p in subject.model.parameters()),
         )
-    if values < ARTICLES[0]:
-        return Advice(
-            *(_named(calls, "batch norm"), "layer norm" if vectors else "group norm"),
-            f"{measured}; articles name {', '.join(map(str, ARTICLES))} as the least",
-            _conversion(vectors),
+
+    @property
+    def together(self) -> int:
+        """Values per channel that the layer takes its statistics from."""
+        return self.values * (self.world if self.synced else 1)
+
+    @property
+    def counted(self) -> str:
+        """The count in words."""
+        ranks = f" on each of {self.world} processes" if self.world > 1 else ""
+        return (
+            f"{self.values} values per channel{ranks} at {self.fewest.site.path or 'the root'} with a batch of "
+            f"{self.size}: the scale is uncertain by {(2 * self.together) ** -0.5:.0%}"
         )
-    if values < ARTICLES[-1]:
-        return Advice(
-            *(_named(calls, "batch norm"), "batch norm with care"),
-            f"{measured}; articles name {', '.join(map(str, ARTICLES))} as the least: try `evenorm compare`, or "
-            f"synchronize over processes",
-            'evenorm.convert(model, to="sync")',
-        )
-    small = sum(p.numel() for p in subject.model.parameters()) < FEW_PARAMETERS
-    return Advice(
-        *(_named(calls, "batch norm"), "batch norm"),
-        measured + ("; in a network this small a normalizer may cost more time than it saves" if small else ""),
-        "",
-    )
+
+    @property
+    def per_sample(self) -> tuple[str, str]:
+        """A normalizer that does not look at the batch, and the line that puts it in."""
+        if self.vectors:
+            return "layer norm", "evenorm.LayerNorm(features)  # in place of each BatchNorm1d(features)"
+        return "group norm", 'evenorm.convert(model, to="group")'
+
+    @property
+    def per_position(self) -> tuple[str, str]:
+        """A normalizer that looks at one position alone."""
+        return "layer norm", "evenorm.LayerNorm(features)  # over the last axis, in place of each batch norm"
 
 
-def _conversion(vectors: bool) -> str:
+Case = Callable[[Facts], "tuple[str, str, str] | None"]
+
+
+def _online(facts: Facts) -> tuple[str, str, str] | None:
+    if facts.size > 1:
+        return None
+    use, convert = facts.per_sample
     return (
-        "evenorm.LayerNorm(features) for each BatchNorm1d(features)"
-        if vectors
-        else 'evenorm.convert(model, to="group")'
+        use,
+        f"{facts.counted}; one sample at a time (online learning) leaves no batch to take statistics of",
+        convert,
     )
 
 
-def _named(calls: list[Call], name: str) -> str:
+def _recurrent(facts: Facts) -> tuple[str, str, str] | None:
+    if facts.recurrent is None and (facts.repeated < 3 or not facts.vectors):
+        return None
+    use, convert = facts.per_position
+    what = f"{facts.recurrent} is recurrent" if facts.recurrent else f"one layer runs {facts.repeated} times in a pass"
+    return use, f"{what}: each step has statistics of its own, and running averages mix them", convert
+
+
+def _of_many_lengths(facts: Facts) -> tuple[str, str, str] | None:
+    if facts.lengths is None or facts.lengths[0] == facts.lengths[1]:
+        return None
+    use, convert = facts.per_position
+    shortest, longest = facts.lengths
+    return use, f"items have {shortest} to {longest} positions: padding is in the statistics, unless masked", convert
+
+
+def _attentive(facts: Facts) -> tuple[str, str, str] | None:
+    if not facts.attentive:
+        return None
+    use, convert = facts.per_position
+    return use, f"the model has attention, over sequences that vary from batch to batch; {facts.counted}", convert
+
+
+def _scarce(facts: Facts) -> tuple[str, str, str] | None:
+    if facts.together >= ENOUGH:
+        return None
+    least = f"{facts.counted}; articles name {LEAST}, {MIDDLE} and {ENOUGH} as the least ({CURVE})"
+    if facts.world > 1 and not facts.synced and facts.values * facts.world >= ENOUGH:
+        together = f"; all processes have {facts.values * facts.world} together"
+        return "synchronized batch norm", least + together, 'evenorm.convert(model, to="sync")'
+    use, convert = facts.per_sample
+    if facts.together < LEAST:
+        return use, least, convert
+    return f"batch norm with care, or {use}", f"{least}; try both with `evenorm compare`", convert
+
+
+def _small(facts: Facts) -> tuple[str, str, str] | None:
+    if facts.parameters >= FEW_PARAMETERS:
+        return None
+    because = (
+        f"{facts.counted}; in a network of {facts.parameters:,} parameters a normalizer may cost more than it wins"
+    )
+    return "batch norm, or none", because, "torch.nn.Identity()  # in place of each batch norm, to compare"
+
+
+def _enough(facts: Facts) -> tuple[str, str, str]:
+    return "batch norm", facts.counted, ""
+
+
+# The first that applies decides.
+CASES: tuple[Case, ...] = (_online, _recurrent, _of_many_lengths, _attentive, _scarce, _small, _enough)
+
+
+def _for_samples(calls: Sequence[Call], name: str) -> Advice:
+    """For normalizers that take their statistics from one sample."""
+    fewest = min(calls, key=lambda call: call.values)
+    where = f"{fewest.values} values at {fewest.site.path or 'the root'}"
+    if fewest.values < LEAST and fewest.site.kind in ("group", "instance"):
+        because = f"a statistic has {where} at the least: little but signs is left of so few"
+        return Advice(_named(calls, name), "group norm of fewer groups", because, "evenorm.GroupNorm(1, channels)")
+    because = f"a statistic has {where} at the least, of one sample: batch size and other items do not touch it"
+    return Advice(_named(calls, name), name, because, "")
+
+
+def _named(calls: Sequence[Call], name: str) -> str:
     sites: dict[str, Site] = {call.site.path: call.site for call in calls}
     return f"{len(sites)} {name}{'s' * (len(sites) != 1)}"

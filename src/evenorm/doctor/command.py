@@ -24,7 +24,7 @@ from evenorm.doctor.table import table
 
 __all__ = ["Arguments", "explain_rule", "list_rules", "run"]
 
-FOUND, WRONG_ARGUMENTS = 1, 2
+FOUND, UNUSABLE = 1, 2
 DOCUMENTS = {"json": json.document, "sarif": sarif.document, "github": github.document, "html": html.document}
 
 
@@ -51,7 +51,7 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Examine; 0 without errors, 1 with, 2 for arguments that cannot be used."""
+    """Examine; 0 without errors, 1 with, 2 for what cannot be used: arguments, or a batch that does not run."""
     try:
         if arguments.format not in ("text", *DOCUMENTS):
             raise ValueError(f"--format: expected text, {', '.join(DOCUMENTS)}; got {arguments.format!r}")
@@ -64,11 +64,13 @@ def run(arguments: Arguments) -> int:
         found = judge(subject, asked, settings.ignore_paths)
     except (ValueError, TypeError) as fault:
         sys.stderr.write(f"{fault}\n")
-        return WRONG_ARGUMENTS
+        return UNUSABLE
     _show(found, arguments.format)
     if arguments.fix is not None:
         _heal(found, model, arguments.fix)
-    return 0 if found.ok else FOUND
+    if found.of("error"):
+        return FOUND
+    return 0 if found.failure is None else UNUSABLE
 
 
 def _shown(subject: Subject, arguments: Arguments) -> int:
@@ -141,4 +143,4 @@ def explain_rule(code: str) -> int:
                 console.print(Text(rule.texts[heading]))
             return 0
     sys.stderr.write(f"--explain: no rule is called {code!r}; `evenorm examine --rules` lists them\n")
-    return WRONG_ARGUMENTS
+    return UNUSABLE

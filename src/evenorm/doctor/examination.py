@@ -24,12 +24,14 @@ class Examination:
         notes: what could not be examined, and why.
         subject: the model in a few words.
         examined: codes of the rules that were asked.
+        failure: why the model did not run its batch; ``None`` if it did, or if there was none.
     """
 
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     subject: str
     examined: tuple[str, ...]
+    failure: str | None = None
 
     def __iter__(self) -> Iterator[Finding]:
         """The findings."""
@@ -45,8 +47,8 @@ class Examination:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong: no error."""
-        return not self.of("error")
+        """Whether nothing is wrong: no error, and the model ran if there was a batch."""
+        return not self.of("error") and self.failure is None
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings of one severity."""
@@ -79,6 +81,7 @@ class Examination:
             "ok": self.ok,
             "findings": [finding.to_dict() for finding in self.findings],
             "notes": list(self.notes),
+            "failure": self.failure,
             "examined": list(self.examined),
         }
 

@@ -110,7 +110,7 @@ def judge(subject: Subject, asked: Sequence[Rule], ignore_paths: Mapping[str, Se
     kept = [f for f in findings if not _ignored(f, ignore_paths)]
     kept.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))
     codes = tuple(rule.code for rule in asked)
-    return Examination(tuple(kept), tuple(dict.fromkeys(subject.notes)), _named(subject), codes)
+    return Examination(tuple(kept), tuple(dict.fromkeys(subject.notes)), _named(subject), codes, subject.failure)
 
 
 def _observe(subject: Subject) -> None:
@@ -118,6 +118,8 @@ def _observe(subject: Subject) -> None:
     model = subject.model
     if isinstance(model, torch.jit.ScriptModule):
         subject.notes.append("the model is scripted: only its state is examined; examine it before torch.jit.script")
+    if subject.is_sharded:
+        subject.notes.append("the model is sharded: only its state is examined; examine it before fully_shard")
     if not subject.sites:
         subject.notes.append("no normalization layer was found")
     if any(isinstance(module, nn.modules.lazy.LazyModuleMixin) for module in model.modules()):

@@ -20,10 +20,11 @@ def _fixture() -> Callable[..., Examination]:
 
 
 def assert_healthy(*args: Any, warnings: bool = False, **options: Any) -> Examination:
-    """Fail with the findings if the doctor finds an error; with ``warnings``, if it finds a warning."""
+    """Fail with the findings: an error, or with ``warnings`` a warning; and if the model does not run the batch."""
     found = examine(*args, **options)
     wrong = [*found.of("error"), *(found.of("warning") if warnings else ())]
-    if wrong:
+    if wrong or found.failure is not None:
         lines = [f"{finding}\n    {finding.advice}" for finding in wrong]
+        lines += [] if found.failure is None else [found.failure]
         pytest.fail("\n".join([found.summary(), *lines]), pytrace=False)
     return found

@@ -22,6 +22,9 @@ from evenorm.surgery.loading import brief
 
 __all__ = ["Intent", "Subject"]
 
+# Classes that torch gives to a module whose parameters it distributes.
+SHARDING = {"FSDPModule", "FullyShardedDataParallel"}
+
 Intent = Literal["train", "finetune", "infer", "export"]
 Result = TypeVar("Result")
 
@@ -38,6 +41,7 @@ class Subject:
         batch_size: of the training, where it is known: given, or the loader's.
         checkpoints: those of all ranks, where several were given; ``state_dict`` is the first.
         notes: what could not be examined, and why.
+        failure: why the model did not run, though there was a batch; ``None`` otherwise.
     """
 
     def __init__(
@@ -63,14 +67,24 @@ class Subject:
         self.intent, self.causal = intent, causal
         self.batch_size = batch_size or getattr(loader, "batch_size", None)
         self.notes: list[str] = []
+        self.failure: str | None = None
         self.snapshot = Snapshot(model)
         self._results: dict[Callable[..., Any], Any] = {}
         self.inputs = inputs if inputs is not None or loader is None else self._first(loader)
+        if self.is_sharded:
+            # A pass of one process alone would wait for the others for ever.
+            self.inputs = None
 
     @property
     def trains(self) -> bool:
         """Whether the model is to be trained."""
         return self.intent in ("train", "finetune")
+
+    @cached_property
+    def is_sharded(self) -> bool:
+        """Whether this process holds a part of the parameters only (``fully_shard``, tensor parallelism)."""
+        names = {base.__name__ for module in self.model.modules() for base in type(module).__mro__}
+        return bool(names & SHARDING) or any(hasattr(p, "full_tensor") for p in self.model.parameters())
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -87,7 +101,7 @@ class Subject:
     def experiment(self) -> Iterator[nn.Module]:
         """Do anything to the model; afterwards it is as it was given. Random draws start from one seed."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
                 warnings.simplefilter("ignore")
                 torch.manual_seed(0)
                 yield self.model
@@ -115,7 +129,7 @@ class Subject:
                 model.train()
             found = trace(model, self.inputs, self.sites, backward=self.trains)
         if found.failure is not None:
-            self.notes.append(f"the model did not run this batch: {brief(found.failure)}")
+            self._failed(f"the model did not run this batch: {brief(found.failure)}")
         return found
 
     @cached_property
@@ -147,7 +161,11 @@ class Subject:
             for item in loader:
                 return Inputs.loaded(item, self.model)
         except Exception as failure:
-            self.notes.append(f"the loader gave no batch: {brief(failure)}")
+            self._failed(f"the loader gave no batch: {brief(failure)}")
         finally:
             self.snapshot.restore()
         return None
+
+    def _failed(self, reason: str) -> None:
+        self.failure = reason
+        self.notes.append(reason)

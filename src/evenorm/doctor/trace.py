@@ -26,6 +26,7 @@ FUNCTIONS: dict[Any, str] = {
     functional.layer_norm: "layer_norm",
     functional.group_norm: "group_norm",
     functional.rms_norm: "rms_norm",
+    functional.scaled_dot_product_attention: "attention",
 }
 
 
@@ -54,11 +55,11 @@ class Call:
 
 @dataclass(frozen=True)
 class FunctionalCall:
-    """One call of ``torch.nn.functional``'s batch_norm, layer_norm, … by a module.
+    """One call of ``torch.nn.functional``'s batch_norm, layer_norm, …, or of its attention, by a module.
 
     Attributes:
         path: of the module that called it.
-        arguments: as passed, by name.
+        arguments: as passed, by name; those of a function without a Python source by keyword only.
     """
 
     name: str
@@ -103,7 +104,7 @@ def trace(
     """Run the model in the modes that it stands in. The caller restores it."""
     found = Trace()
     phase, before = {"backward": False}, versions(sites)
-    with recording(found, model, sites, phase, excerpt), torch.compiler.set_stance("force_eager"):
+    with recording(found, model, sites, phase, excerpt):
         try:
             with torch.set_grad_enabled(backward):
                 answer = tensors(inputs(model))
@@ -189,8 +190,9 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = FUNCTIONS.get(func)
         if name is not None and self._stack:
-            code = func.__code__
-            given = dict(zip(code.co_varnames[: code.co_argcount], args, strict=False)) | kwargs
+            code = getattr(func, "__code__", None)
+            names = code.co_varnames[: code.co_argcount] if code else ()
+            given = dict(zip(names, args, strict=False)) | kwargs
             given.pop("input", None)
             self._found.functional.append(FunctionalCall(name, *self._stack[-1], given))
         return func(*args, **kwargs)

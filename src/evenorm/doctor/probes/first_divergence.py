@@ -53,7 +53,7 @@ def _visited(subject: Subject, inputs: Inputs, see: Callable[[tuple[str, int], T
 
         return visit
 
-    with subject.experiment() as model, ExitStack() as exits, torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with subject.experiment() as model, ExitStack() as exits, torch.no_grad():
         evaluate(model)
         for path, module in model.named_modules():
             exits.callback(module.register_forward_hook(visitor(path)).remove)

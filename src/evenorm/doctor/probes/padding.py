@@ -16,7 +16,7 @@ from evenorm.doctor.modes import evaluate
 from evenorm.doctor.sites import Site
 from evenorm.doctor.subject import Subject
 
-__all__ = ["padding"]
+__all__ = ["Marked", "marked", "padding"]
 
 TOLERANCE = 1e-3
 
@@ -28,6 +28,21 @@ class Padded:
     inputs: Inputs
     valid: Tensor
     longer: Inputs
+
+
+@dataclass(frozen=True)
+class Marked:
+    """What a batch says of its items' lengths.
+
+    Attributes:
+        tensor: the mask (N, T), or the lengths (N).
+        valid: the valid positions (N, T).
+        keeps: what marks them in a mask; ``None`` for lengths.
+    """
+
+    tensor: Tensor
+    valid: Tensor
+    keeps: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -58,8 +73,8 @@ def padding(subject: Subject) -> dict[str, float]:
     return found if found and _answer_depends(subject, padded) else {}
 
 
-def _padded(subject: Subject) -> Padded | None:
-    """The batch with its mask or lengths; where every item is full, half of them are made shorter."""
+def marked(subject: Subject) -> Marked | None:
+    """The mask, or the lengths, that the batch comes with; ``None`` if it has none."""
     if subject.inputs is None:
         return None
     named = _named(subject.model, subject.inputs)
@@ -67,17 +82,26 @@ def _padded(subject: Subject) -> Padded | None:
         if tensor.dim() == 2 and "mask" in name and _is_binary(tensor):
             keeps = _value_of_valid(tensor)
             if keeps is not None:
-                valid = _with_short_items(tensor == keeps)
-                mask = torch.where(valid, keeps, ~keeps if keeps.dtype == torch.bool else 1 - keeps).to(tensor.dtype)
-                return _extended(subject.inputs, {id(tensor): mask}, valid)
+                return Marked(tensor, tensor == keeps, keeps)
         if tensor.dim() == 1 and "len" in name and not tensor.is_floating_point() and tensor.numel() > 1:
             longest, samples = int(tensor.max()), len(tensor)
             timed = any(t.dim() > 1 and t.shape[0] == samples and longest in t.shape[1:] for t in named.values())
             if timed and longest > 1:
                 positions = torch.arange(longest, device=tensor.device)
-                valid = _with_short_items(positions[None] < tensor[:, None])
-                return _extended(subject.inputs, {id(tensor): valid.sum(1).to(tensor.dtype)}, valid)
+                return Marked(tensor, positions[None] < tensor[:, None], None)
     return None
+
+
+def _padded(subject: Subject) -> Padded | None:
+    """The batch with its mask or lengths; where every item is full, half of them are made shorter."""
+    found = marked(subject)
+    if found is None or subject.inputs is None:
+        return None
+    valid, keeps = _with_short_items(found.valid), found.keeps
+    if keeps is None:
+        return _extended(subject.inputs, {id(found.tensor): valid.sum(1).to(found.tensor.dtype)}, valid)
+    mask = torch.where(valid, keeps, ~keeps if keeps.dtype == torch.bool else 1 - keeps).to(found.tensor.dtype)
+    return _extended(subject.inputs, {id(found.tensor): mask}, valid)
 
 
 def _named(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
