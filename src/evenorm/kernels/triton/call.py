@@ -13,15 +13,15 @@ from evenorm.affine import Affine
 from evenorm.kernels import mask as masks
 from evenorm.kernels.finish import Finish
 from evenorm.kernels.operands import Operands
-from evenorm.kernels.triton.tile import LOOP, WHOLE, WHOLE_BACKWARD, Tile, parts, pieces, share, tile
+from evenorm.kernels.triton.tile import LOOP, WHOLE, WHOLE_BACKWARD, Tile, parts, pieces, power, share, tile
 from evenorm.kernels.triton.view import Quad, View, strides_on, view
 from evenorm.pattern import Pattern
 from evenorm.plan import Plan, Strides, Unplannable, make_plan
 
 __all__ = ["Call", "Prepared", "prepared"]
 
-# Statistics that one program merges.
-_MERGED = 8
+# Moments that one program merges.
+_MERGED = 2048
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,15 @@ class Call(Operands):
         means, m2s, counts = torch.empty((3, cut, found.statistics), dtype=torch.float64, device=self.like.device)
         self._survey(None, means, m2s, counts, cut, per_piece)
         rstd = self.new_statistics()
+        rows = power(cut)
+        width = max(1, _MERGED // rows)
         self._launch(
             "merge",
-            -(-found.statistics // _MERGED),
+            -(-found.statistics // width),
             *(counts, means, m2s, mean, m2, rstd, found.statistics, cut),
             EPS=self.eps,
-            PIECES=1 << (cut - 1).bit_length(),
-            STATISTICS=_MERGED,
+            PIECES=rows,
+            STATISTICS=width,
         )
         if y is not None:
             self.apply(y, mean, rstd)
@@ -267,9 +269,10 @@ class Call(Operands):
 
     def _levels(self, *read: Quad) -> tuple[tuple[int, ...], ...]:
         """Sizes, strides and the parameters' place, as the kernels order them."""
-        found = self.view
-        strides = [tuple(s[:3]) for s in (found.dense, *read)]
-        return tuple(found.size[1:]), *strides, (found.span, found.count, found.stretch)
+        found, unit = self.view, self.prepared.part.unit
+        strides = [tuple(s // unit for s in levels[:3]) for levels in (found.dense, *read)]
+        size = (found.size.outer, found.size.group, found.size.inner // unit)
+        return size, *strides, (found.span, found.count, found.stretch)
 
     def _constants(self, tile: Tile) -> dict[str, Any]:
         """What a kernel is compiled for."""
@@ -277,13 +280,13 @@ class Call(Operands):
         return {
             "LAYOUT": (int(found.along), found.wraps, found.stretched),
             "FINISH": (epilogue.activation, epilogue.slope, affine.offset, affine.cast == "before"),
-            "TILE": (tile.outer, tile.group, tile.inner),
+            "TILE": (tile.outer, tile.group, tile.inner, tile.unit),
             "REAL": self.real,
             "num_warps": tile.warps,
         }
 
     def _launch(self, kernel: str, programs: int, *operands: Any, **constants: Any) -> None:
         # Where there is no GPU nothing comes as far as this.
-        from evenorm.kernels.triton import launch
+        from evenorm.kernels.triton.device import launch
 
-        launch.launch(kernel, programs, *operands, **constants)
+        launch(kernel, programs, *operands, **constants)

@@ -7,35 +7,42 @@ depend on its neighbors.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 from evenorm.kernels.triton.view import Along, View
 
-__all__ = ["Parts", "Share", "Tile", "parts", "pieces", "share", "tile"]
+__all__ = ["Parts", "Share", "Tile", "parts", "pieces", "power", "share", "tile"]
 
 # Elements that a program holds at a time: of a loop, of a whole statistic, of one whose gradient is sought as well.
 LOOP = 4096
 WHOLE = 16384
 WHOLE_BACKWARD = 8192
 # Elements that one program reads twice rather than leaving them to several.
-ALONE = 65536
-# Neighboring columns of a tile, in bytes: whole lines of memory.
-LINE = 128
+ALONE = 32768
+# Neighboring columns of a tile: at least a sector of memory in every dtype.
+COLUMNS = 32
 # Rows of a short statistic share a program.
 SHORT = 1024
 # A piece is at least so many tiles, and there are at most so many.
 FEWEST_TILES = 4
-MOST_PIECES = 256
+MOST_PIECES = 1024
+# A multiple of this need not be known as one of more.
+WIDEST = 16
 # Warps that keep every multiprocessor of a large device busy.
 WARPS = 4096
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A block, powers of two; how many of them cover one statistic's values, and the groups."""
+    """A block, powers of two; how many of them cover one statistic's values, and the groups.
+
+    ``unit`` divides the inner size and all strides: what a kernel is told so, it may load in wide words.
+    """
 
     outer: int
     group: int
     inner: int
+    unit: int
     across: int
     count: int
     blocks: int
@@ -57,13 +64,13 @@ def tile(view: View, whole: int, itemsize: int) -> Tile:
     scale = max(itemsize // 4, 1)
     loop, whole = LOOP // scale, whole // scale
     size = view.size
-    wide_inner, wide_outer = _power(size.inner), _power(size.outer)
+    wide_inner, wide_outer = power(size.inner), power(size.outer)
     if size.outer == 1:
         group = max(1, SHORT // wide_inner)
     elif view.dense.outer < view.dense.group:
         group = 1
     else:
-        group = max(1, LINE // itemsize // wide_inner)
+        group = max(1, COLUMNS // wide_inner)
     most = whole if wide_inner * wide_outer * group <= whole else loop
     inner = min(wide_inner, most)
     outer = min(wide_outer, max(1, most // (inner * group)))
@@ -73,6 +80,7 @@ def tile(view: View, whole: int, itemsize: int) -> Tile:
         outer=outer,
         group=group,
         inner=inner,
+        unit=_unit(view),
         across=across,
         count=across * _parts(size.outer, outer),
         blocks=_parts(size.group, group),
@@ -146,7 +154,12 @@ def _own(view: View, tile: Tile) -> int:
     return batch * (tile.blocks if Along.GROUP in view.along else 1)
 
 
-def _power(n: int) -> int:
+def _unit(view: View) -> int:
+    strides = [s for levels in (view.dense, view.x, view.dy) for s, n in zip(levels[:3], view.size, strict=False) if n > 1]
+    return gcd(WIDEST, view.size.inner, *strides)
+
+
+def power(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
 

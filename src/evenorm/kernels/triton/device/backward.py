@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from evenorm.kernels.triton.blocks import flat, groups, place, total
-from evenorm.kernels.triton.gradients import (
+from evenorm.kernels.triton.device.blocks import flat, groups, place, total
+from evenorm.kernels.triton.device.gradients import (
     backward_tile,
     per_parameter,
     statistics_of,
@@ -65,13 +65,13 @@ def gradient(
     mask: tl.tensor,
     sums: tl.tensor,
     parts: tl.tensor,
-    mask_strides: tuple,
-    size: tuple,
-    dense: tuple,
-    x_strides: tuple,
-    dy_strides: tuple,
-    affine: tuple,
-    slot: tuple,
+    mask_strides: tl.tuple,
+    size: tl.tuple,
+    dense: tl.tuple,
+    x_strides: tl.tuple,
+    dy_strides: tl.tuple,
+    affine: tl.tuple,
+    slot: tl.tuple,
     slots: tl.tensor,
     half: tl.tensor,
     lanes: tl.tensor,
@@ -105,8 +105,8 @@ def gradient(
     first = piece * per_piece
     last = tl.minimum(first + per_piece, tiles)
     first_row = program // pieces * per_program
-    kept_weighted = per_parameter(tl.zeros(TILE, REAL), LAYOUT[0])
-    kept_plain = per_parameter(tl.zeros(TILE, REAL), LAYOUT[0])
+    kept_weighted = per_parameter(tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL), LAYOUT[0])
+    kept_plain = per_parameter(tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL), LAYOUT[0])
     for row in range(first_row, tl.minimum(first_row + per_program, rows)):
         b = (row // blocks).to(tl.int64)
         g = groups(row % blocks, TILE)
@@ -116,22 +116,22 @@ def gradient(
             spot, inside = place(b, g, first, across, size, TILE)
             x_hat, dz, gamma, present = backward_tile(
                 *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
-                *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, REAL),
+                *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, TILE, REAL),
             )
             plain = total(gamma * dz).to(tl.float64)
             weighted = total(gamma * dz * x_hat).to(tl.float64)
             kept_plain = kept_plain + per_parameter(dz, LAYOUT[0])
             kept_weighted = kept_weighted + per_parameter(dz * x_hat, LAYOUT[0])
         else:
-            plain = tl.zeros((1, TILE[1], 1), tl.float64)
-            weighted = tl.zeros((1, TILE[1], 1), tl.float64)
-            held_plain = tl.zeros(TILE, REAL)
-            held_weighted = tl.zeros(TILE, REAL)
+            plain = tl.full((1, TILE[1], 1), 0, tl.float64)
+            weighted = tl.full((1, TILE[1], 1), 0, tl.float64)
+            held_plain = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
+            held_weighted = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
             for t in range(first, last):
                 spot, inside = place(b, g, t, across, size, TILE)
                 x_hat, dz, gamma, present = backward_tile(
                     *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
-                    *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, REAL),
+                    *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, TILE, REAL),
                 )
                 if parts is None:
                     held_plain = held_plain + gamma * dz
@@ -147,10 +147,11 @@ def gradient(
                         weighted = weighted + total(gamma * held_weighted).to(tl.float64)
                         store_parts(
                             *(parts, half, piece * lanes + _lane(row, row, blocks, LAYOUT[0]), slots, spot, size, slot),
-                            *(per_parameter(held_weighted, LAYOUT[0]), per_parameter(held_plain, LAYOUT[0]), LAYOUT[0]),
+                            *(per_parameter(held_weighted, LAYOUT[0]), per_parameter(held_plain, LAYOUT[0])),
+                            *(LAYOUT[0], TILE),
                         )
-                        held_plain = tl.zeros(TILE, REAL)
-                        held_weighted = tl.zeros(TILE, REAL)
+                        held_plain = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
+                        held_weighted = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
             if parts is None:
                 plain = total(held_plain).to(tl.float64)
                 weighted = total(held_weighted).to(tl.float64)
@@ -159,30 +160,30 @@ def gradient(
             tl.store(at, plain, mask=here)
             tl.store(at + statistics, weighted, mask=here)
         if dx is not None:
-            c1 = tl.zeros((1, 1, 1), REAL)
+            c1 = tl.full((1, 1, 1), 0, REAL)
             if CENTERED:
                 c1 = (plain / n).to(REAL)
             c2 = (weighted / n).to(REAL)
             if SINGLE:
                 store_input(
-                    *(dx, dresidual, x_hat, dz, gamma, c1, c2, scale[2], flat(spot, dense), inside, present),
+                    *(dx, dresidual, x_hat, dz, gamma, c1, c2, scale[2], flat(spot, dense, TILE), inside, present),
                 )
             else:
                 for t in range(first, last):
                     spot, inside = place(b, g, t, across, size, TILE)
                     x_hat, dz, gamma, present = backward_tile(
                         *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
-                        *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, REAL),
+                        *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, TILE, REAL),
                     )
                     store_input(
-                        *(dx, dresidual, x_hat, dz, gamma, c1, c2, scale[2], flat(spot, dense), inside, present),
+                        *(dx, dresidual, x_hat, dz, gamma, c1, c2, scale[2], flat(spot, dense, TILE), inside, present),
                     )
     if SINGLE:
         # All blocks of a program have the same parameters.
         b = (first_row // blocks).to(tl.int64)
         spot, _ = place(b, groups(first_row % blocks, TILE), first, across, size, TILE)
         lane = piece * lanes + _lane(first_row, program // pieces, blocks, LAYOUT[0])
-        store_parts(parts, half, lane, slots, spot, size, slot, kept_weighted, kept_plain, LAYOUT[0])
+        store_parts(parts, half, lane, slots, spot, size, slot, kept_weighted, kept_plain, LAYOUT[0], TILE)
 
 
 @triton.jit
@@ -200,12 +201,12 @@ def grad_input(
     residual: tl.tensor,
     output: tl.tensor,
     mask: tl.tensor,
-    mask_strides: tuple,
-    size: tuple,
-    dense: tuple,
-    x_strides: tuple,
-    dy_strides: tuple,
-    affine: tuple,
+    mask_strides: tl.tuple,
+    size: tl.tuple,
+    dense: tl.tuple,
+    x_strides: tl.tuple,
+    dy_strides: tl.tuple,
+    affine: tl.tuple,
     across: tl.tensor,
     tiles: tl.tensor,
     blocks: tl.tensor,
@@ -221,17 +222,17 @@ def grad_input(
     spot, inside = place(b, g, program // blocks % tiles, across, size, TILE)
     s, here = b * size[1] + g, g < size[1]
     scale, _ = statistics_of(mean, rstd, None, 1, s, here, "rstd", 0.0, REAL)
-    first = tl.zeros((1, 1, 1), REAL)
-    second = tl.zeros((1, 1, 1), REAL)
+    first = tl.full((1, 1, 1), 0, REAL)
+    second = tl.full((1, 1, 1), 0, REAL)
     if c1 is not None:
         first = tl.load(c1 + s, mask=here, other=0.0).to(REAL)
     if c2 is not None:
         second = tl.load(c2 + s, mask=here, other=0.0).to(REAL)
     x_hat, dz, gamma, present = backward_tile(
         *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
-        *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, REAL),
+        *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, TILE, REAL),
     )
-    store_input(dx, dresidual, x_hat, dz, gamma, first, second, scale[2], flat(spot, dense), inside, present)
+    store_input(dx, dresidual, x_hat, dz, gamma, first, second, scale[2], flat(spot, dense, TILE), inside, present)
 
 
 @triton.jit
@@ -247,13 +248,13 @@ def grad_parameters(
     output: tl.tensor,
     mask: tl.tensor,
     parts: tl.tensor,
-    mask_strides: tuple,
-    size: tuple,
-    dense: tuple,
-    x_strides: tuple,
-    dy_strides: tuple,
-    affine: tuple,
-    slot: tuple,
+    mask_strides: tl.tuple,
+    size: tl.tuple,
+    dense: tl.tuple,
+    x_strides: tl.tuple,
+    dy_strides: tl.tuple,
+    affine: tl.tuple,
+    slot: tl.tuple,
     slots: tl.tensor,
     half: tl.tensor,
     lanes: tl.tensor,
@@ -276,8 +277,8 @@ def grad_parameters(
     split = program % splits
     t = program // splits % tiles
     own = program // splits // tiles
-    kept_weighted = per_parameter(tl.zeros(TILE, REAL), LAYOUT[0])
-    kept_plain = per_parameter(tl.zeros(TILE, REAL), LAYOUT[0])
+    kept_weighted = per_parameter(tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL), LAYOUT[0])
+    kept_plain = per_parameter(tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL), LAYOUT[0])
     for k in range(split * per_program, tl.minimum((split + 1) * per_program, rows)):
         row = _row(own, k, blocks, LAYOUT[0])
         b = (row // blocks).to(tl.int64)
@@ -286,7 +287,7 @@ def grad_parameters(
         scale, _ = statistics_of(mean, spread, counts, values, b * size[1] + g, g < size[1], SPREAD, EPS, REAL)
         x_hat, dz, gamma, present = backward_tile(
             *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
-            *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, REAL),
+            *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, TILE, REAL),
         )
         kept_plain = kept_plain + per_parameter(dz, LAYOUT[0])
         kept_weighted = kept_weighted + per_parameter(dz * x_hat, LAYOUT[0])
@@ -295,4 +296,4 @@ def grad_parameters(
     lane = split * lanes
     if (OUTER & LAYOUT[0]) == 0:
         lane = lane + t // across
-    store_parts(parts, half, lane, slots, spot, size, slot, kept_weighted, kept_plain, LAYOUT[0])
+    store_parts(parts, half, lane, slots, spot, size, slot, kept_weighted, kept_plain, LAYOUT[0], TILE)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from evenorm.kernels.triton.blocks import (
+from evenorm.kernels.triton.device.blocks import (
     before_activation,
     count_of,
     doubtful,
@@ -19,8 +19,9 @@ from evenorm.kernels.triton.blocks import (
     rounded,
     rstd_of,
     survey,
+    sweep,
 )
-from evenorm.kernels.triton.curves import activated
+from evenorm.kernels.triton.device.curves import activated
 
 __all__ = ["apply", "forward", "merge"]
 
@@ -32,22 +33,23 @@ def _finish(
     weight: tl.tensor,
     bias: tl.tensor,
     residual: tl.tensor,
-    spot: tuple,
+    spot: tl.tuple,
     inside: tl.tensor,
     present: tl.tensor,
-    size: tuple,
-    dense: tuple,
-    affine: tuple,
+    size: tl.tuple,
+    dense: tl.tuple,
+    affine: tl.tuple,
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
+    TILE: tl.constexpr,
     REAL: tl.constexpr,
     DTYPE: tl.constexpr,
 ) -> None:
     """From normalized values to the output, which is zero where the mask hides."""
-    gamma, beta = gamma_and_beta(weight, bias, spot, size, dense, affine, LAYOUT, FINISH, REAL)
-    at = flat(spot, dense)
+    gamma, beta = gamma_and_beta(weight, bias, spot, size, dense, affine, LAYOUT, FINISH, TILE, REAL)
+    at = flat(spot, dense, TILE)
     z = before_activation(x_hat, gamma, beta, residual, at, present, FINISH, REAL, DTYPE)
-    values = tl.where(present, activated(z, FINISH[0], FINISH[1]), 0.0)
+    values = tl.where(present, activated(z, FINISH), 0.0)
     tl.store(y + at, rounded(values, DTYPE), mask=inside)
 
 
@@ -62,11 +64,11 @@ def forward(
     bias: tl.tensor,
     residual: tl.tensor,
     mask: tl.tensor,
-    mask_strides: tuple,
-    size: tuple,
-    dense: tuple,
-    x_strides: tuple,
-    affine: tuple,
+    mask_strides: tl.tuple,
+    size: tl.tuple,
+    dense: tl.tuple,
+    x_strides: tl.tuple,
+    affine: tl.tuple,
     across: tl.tensor,
     tiles: tl.tensor,
     blocks: tl.tensor,
@@ -92,21 +94,24 @@ def forward(
     if SINGLE:
         spot, inside = place(b, g, first, across, size, TILE)
         present = present_in(mask, inside, spot, mask_strides)
-        values = load(x, flat(spot, x_strides), present, REAL)
+        values = load(x, flat(spot, x_strides, TILE), present, REAL)
         n = count_of(present, first, across, size, mask is not None, TILE)
         mean, m2 = moments_of(values, present, n, CENTERED, REAL)
+        lost = m2 < 0
     else:
-        n, mean, m2 = survey(
+        n, mean, m2, lost = sweep(
             x, mask, b, g, first, last, across, size, x_strides, mask_strides, CENTERED, TILE, REAL
         )
     here = g < size[1]
     if REAL != tl.float64:
-        lost = doubtful(n, mean, m2, here)
+        lost = lost | doubtful(n, mean, m2)
+    if REAL != tl.float64 or not SINGLE:
+        lost = lost & here & (n > 0)
         if tl.sum(lost.to(tl.int32)) > 0:
             exact = survey(
                 x, mask, b, g, first, last, across, size, x_strides, mask_strides, CENTERED, TILE, tl.float64
             )
-            # Of the doubtful ones alone: the others do not depend on their neighbors.
+            # Of these alone: the others do not depend on their neighbors.
             mean = tl.where(lost, exact[1], mean)
             m2 = tl.where(lost, exact[2], m2)
     at = piece.to(tl.int64) * statistics + b * size[1] + g
@@ -120,16 +125,16 @@ def forward(
             x_hat = normalized(values, scale, present)
             _finish(
                 *(x_hat, y, weight, bias, residual, spot, inside, present, size, dense, affine),
-                *(LAYOUT, FINISH, REAL, DTYPE),
+                *(LAYOUT, FINISH, TILE, REAL, DTYPE),
             )
         else:
             for t in range(first, last):
                 spot, inside = place(b, g, t, across, size, TILE)
                 present = present_in(mask, inside, spot, mask_strides)
-                x_hat = normalized(load(x, flat(spot, x_strides), present, REAL), scale, present)
+                x_hat = normalized(load(x, flat(spot, x_strides, TILE), present, REAL), scale, present)
                 _finish(
                     *(x_hat, y, weight, bias, residual, spot, inside, present, size, dense, affine),
-                    *(LAYOUT, FINISH, REAL, DTYPE),
+                    *(LAYOUT, FINISH, TILE, REAL, DTYPE),
                 )
 
 
@@ -173,11 +178,11 @@ def apply(
     bias: tl.tensor,
     residual: tl.tensor,
     mask: tl.tensor,
-    mask_strides: tuple,
-    size: tuple,
-    dense: tuple,
-    x_strides: tuple,
-    affine: tuple,
+    mask_strides: tl.tuple,
+    size: tl.tuple,
+    dense: tl.tuple,
+    x_strides: tl.tuple,
+    affine: tl.tuple,
     across: tl.tensor,
     tiles: tl.tensor,
     blocks: tl.tensor,
@@ -194,8 +199,8 @@ def apply(
     present = present_in(mask, inside, spot, mask_strides)
     s, here = b * size[1] + g, g < size[1]
     scale = normalizers(tl.load(mean + s, mask=here, other=0.0), tl.load(rstd + s, mask=here, other=0.0), REAL)
-    x_hat = normalized(load(x, flat(spot, x_strides), present, REAL), scale, present)
+    x_hat = normalized(load(x, flat(spot, x_strides, TILE), present, REAL), scale, present)
     _finish(
         *(x_hat, y, weight, bias, residual, spot, inside, present, size, dense, affine),
-        *(LAYOUT, FINISH, REAL, x.dtype.element_ty),
+        *(LAYOUT, FINISH, TILE, REAL, x.dtype.element_ty),
     )

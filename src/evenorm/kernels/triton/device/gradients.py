@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from evenorm.kernels.triton.blocks import (
+from evenorm.kernels.triton.device.blocks import (
     along,
     exists,
     flat,
@@ -35,9 +35,9 @@ def statistics_of(
     SPREAD: tl.constexpr,
     EPS: tl.constexpr,
     REAL: tl.constexpr,
-) -> tuple:
+) -> tl.tuple:
     """Mean and rstd of a block of statistics, and the count that M2 is divided by."""
-    n = tl.zeros((1, 1, 1), tl.float64) + values
+    n = tl.full((1, 1, 1), 0, tl.float64) + values
     if counts is not None:
         n = tl.load(counts + s, mask=here, other=1.0)
     rstd = tl.load(spread + s, mask=here, other=1.0)
@@ -55,25 +55,26 @@ def backward_tile(
     residual: tl.tensor,
     output: tl.tensor,
     mask: tl.tensor,
-    spot: tuple,
+    spot: tl.tuple,
     inside: tl.tensor,
-    scale: tuple,
-    mask_strides: tuple,
-    size: tuple,
-    dense: tuple,
-    x_strides: tuple,
-    dy_strides: tuple,
-    affine: tuple,
+    scale: tl.tuple,
+    mask_strides: tl.tuple,
+    size: tl.tuple,
+    dense: tl.tuple,
+    x_strides: tl.tuple,
+    dy_strides: tl.tuple,
+    affine: tl.tuple,
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
+    TILE: tl.constexpr,
     REAL: tl.constexpr,
-) -> tuple:
+) -> tl.tuple:
     """x̂ and dz of a tile, and the weight that multiplies there."""
     present = present_in(mask, inside, spot, mask_strides)
-    gamma, beta = gamma_and_beta(weight, bias, spot, size, dense, affine, LAYOUT, FINISH, REAL)
-    x_hat = normalized(load(x, flat(spot, x_strides), present, REAL), scale, present)
+    gamma, beta = gamma_and_beta(weight, bias, spot, size, dense, affine, LAYOUT, FINISH, TILE, REAL)
+    x_hat = normalized(load(x, flat(spot, x_strides, TILE), present, REAL), scale, present)
     dz = gradient_of(
-        *(dy, x_hat, gamma, beta, residual, output, flat(spot, dy_strides), flat(spot, dense), present),
+        *(dy, x_hat, gamma, beta, residual, output, flat(spot, dy_strides, TILE), flat(spot, dense, TILE), present),
         *(FINISH, REAL, x.dtype.element_ty),
     )
     return x_hat, dz, gamma, present
@@ -97,16 +98,17 @@ def store_parts(
     half: tl.tensor,
     row: tl.tensor,
     slots: tl.tensor,
-    spot: tuple,
-    size: tuple,
-    slot: tuple,
+    spot: tl.tuple,
+    size: tl.tuple,
+    slot: tl.tuple,
     weighted: tl.tensor,
     plain: tl.tensor,
     LEVELS: tl.constexpr,
+    TILE: tl.constexpr,
 ) -> None:
     """One row of the parameters' gradients, which another pass sums: Σ dz·x̂ and, half the array on, Σ dz."""
     at = parts + row.to(tl.int64) * slots + along(spot, slot, LEVELS)
-    there = exists(spot, size, LEVELS)
+    there = exists(spot, size, LEVELS, TILE)
     tl.store(at, weighted, mask=there)
     tl.store(at + half, plain, mask=there)
 

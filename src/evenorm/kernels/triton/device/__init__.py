@@ -1,4 +1,4 @@
-"""The launch: the only place that starts a kernel. Importing it imports Triton."""
+"""What runs on the device, and the one place that starts it. Importing this imports Triton."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from evenorm.kernels.triton.way_back import grad_input, grad_parameters, gradient
-from evenorm.kernels.triton.way_there import apply, forward, merge
+from evenorm.kernels.triton.device.backward import grad_input, grad_parameters, gradient
+from evenorm.kernels.triton.device.forward import apply, forward, merge
 
 __all__ = ["launch"]
 

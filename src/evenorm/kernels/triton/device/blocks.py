@@ -5,8 +5,8 @@ that belong together come as tuples::
 
     spot     indices of batch, outer, group, inner
     size     outer, group, inner
-    strides  of batch, outer, group; inner is dense. Of a mask also inner
-    TILE     outer, group, inner
+    strides  of batch, outer, group in units; inner is dense. Of a mask in elements, and of inner too
+    TILE     outer, group, inner; the unit, which divides the inner size and all strides, so that loads are wide
     LAYOUT   the levels along which the parameter changes, whether it wraps around, whether samples have their own
     FINISH   activation, slope, the weight's offset, whether x̂ is rounded before it is scaled
 """
@@ -14,7 +14,7 @@ that belong together come as tuples::
 import triton
 import triton.language as tl
 
-from evenorm.kernels.triton.curves import activated, slope_at
+from evenorm.kernels.triton.device.curves import activated, slope_at
 
 __all__ = [
     "along",
@@ -35,6 +35,7 @@ __all__ = [
     "rounded",
     "rstd_of",
     "survey",
+    "sweep",
     "total",
 ]
 
@@ -65,23 +66,23 @@ def groups(block: tl.tensor, TILE: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def place(b: tl.tensor, g: tl.tensor, t: tl.tensor, across: tl.tensor, size: tuple, TILE: tl.constexpr) -> tuple:
+def place(b: tl.tensor, g: tl.tensor, t: tl.tensor, across: tl.tensor, size: tl.tuple, TILE: tl.constexpr) -> tl.tuple:
     """The spot of a tile, and which of its elements exist."""
     o = ((t // across) * TILE[0] + tl.arange(0, TILE[0]))[:, None, None].to(tl.int64)
     i = ((t % across) * TILE[2] + tl.arange(0, TILE[2]))[None, None, :].to(tl.int64)
-    return (b, o, g, i), (o < size[0]) & (g < size[1]) & (i < size[2])
+    return (b, o, g, i), (o < size[0]) & (g < size[1]) & (i < size[2] * TILE[3])
 
 
 @triton.jit
-def flat(spot: tuple, strides: tuple) -> tl.tensor:
+def flat(spot: tl.tuple, strides: tl.tuple, TILE: tl.constexpr) -> tl.tensor:
     """Where the spot's elements lie."""
-    return spot[0] * strides[0] + spot[1] * strides[1] + spot[2] * strides[2] + spot[3]
+    return (spot[0] * strides[0] + spot[1] * strides[1] + spot[2] * strides[2]) * TILE[3] + spot[3]
 
 
 @triton.jit
-def along(spot: tuple, strides: tuple, LEVELS: tl.constexpr) -> tl.tensor:
+def along(spot: tl.tuple, strides: tl.tuple, LEVELS: tl.constexpr) -> tl.tensor:
     """A flat position of these levels alone, in the shape of a tile's axes that they have."""
-    at = tl.zeros((1, 1, 1), tl.int64)
+    at = tl.full((1, 1, 1), 0, tl.int64)
     if BATCH & LEVELS:
         at = at + spot[0] * strides[0]
     if OUTER & LEVELS:
@@ -94,7 +95,7 @@ def along(spot: tuple, strides: tuple, LEVELS: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def exists(spot: tuple, size: tuple, LEVELS: tl.constexpr) -> tl.tensor:
+def exists(spot: tl.tuple, size: tl.tuple, LEVELS: tl.constexpr, TILE: tl.constexpr) -> tl.tensor:
     """Which of the places that `along` gives exist."""
     yes = tl.full((1, 1, 1), 1, tl.int1)
     if OUTER & LEVELS:
@@ -102,7 +103,7 @@ def exists(spot: tuple, size: tuple, LEVELS: tl.constexpr) -> tl.tensor:
     if GROUP & LEVELS:
         yes = yes & (spot[2] < size[1])
     if INNER & LEVELS:
-        yes = yes & (spot[3] < size[2])
+        yes = yes & (spot[3] < size[2] * TILE[3])
     return yes
 
 
@@ -110,25 +111,26 @@ def exists(spot: tuple, size: tuple, LEVELS: tl.constexpr) -> tl.tensor:
 def gamma_and_beta(
     weight: tl.tensor,
     bias: tl.tensor,
-    spot: tuple,
-    size: tuple,
-    dense: tuple,
-    affine: tuple,
+    spot: tl.tuple,
+    size: tl.tuple,
+    dense: tl.tuple,
+    affine: tl.tuple,
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
+    TILE: tl.constexpr,
     REAL: tl.constexpr,
-) -> tuple:
+) -> tl.tuple:
     """offset + weight and bias, in the shape of a tile's axes along which they change; 1 and 0 where absent."""
     gamma = tl.full((1, 1, 1), 1.0, REAL)
     beta = tl.full((1, 1, 1), 0.0, REAL)
     span, count, stretch = affine
-    f = along(spot, (dense[0], dense[1], dense[2], 1), LAYOUT[0])
+    f = along(spot, (dense[0] * TILE[3], dense[1] * TILE[3], dense[2] * TILE[3], 1), LAYOUT[0])
     p = f // span
     if LAYOUT[1]:
         p = p % count
     if LAYOUT[2]:
         p = p + f // stretch * count
-    there = exists(spot, size, LAYOUT[0])
+    there = exists(spot, size, LAYOUT[0], TILE)
     if weight is not None:
         gamma = tl.load(weight + p, mask=there, other=0.0).to(REAL) + FINISH[2]
     if bias is not None:
@@ -137,7 +139,7 @@ def gamma_and_beta(
 
 
 @triton.jit
-def present_in(mask: tl.tensor, inside: tl.tensor, spot: tuple, strides: tuple) -> tl.tensor:
+def present_in(mask: tl.tensor, inside: tl.tensor, spot: tl.tuple, strides: tl.tuple) -> tl.tensor:
     """Which elements are there: all that exist, but those that the mask hides."""
     present = inside
     if mask is not None:
@@ -165,20 +167,20 @@ def rounded(values: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def count_of(
-    present: tl.tensor, t: tl.tensor, across: tl.tensor, size: tuple, MASKED: tl.constexpr, TILE: tl.constexpr
+    present: tl.tensor, t: tl.tensor, across: tl.tensor, size: tl.tuple, MASKED: tl.constexpr, TILE: tl.constexpr
 ) -> tl.tensor:
     """Values of each statistic in a tile."""
     if MASKED:
         n = total(present.to(tl.int32)).to(tl.float64)
     else:
         high = tl.minimum(size[0] - (t // across) * TILE[0], TILE[0])
-        wide = tl.minimum(size[2] - (t % across) * TILE[2], TILE[2])
-        n = (tl.zeros((1, 1, 1), tl.int32) + high * wide).to(tl.float64)
+        wide = tl.minimum(size[2] * TILE[3] - (t % across) * TILE[2], TILE[2])
+        n = (tl.full((1, 1, 1), 0, tl.int32) + high * wide).to(tl.float64)
     return n
 
 
 @triton.jit
-def moments_of(values: tl.tensor, present: tl.tensor, n: tl.tensor, CENTERED: tl.constexpr, REAL: tl.constexpr) -> tuple:
+def moments_of(values: tl.tensor, present: tl.tensor, n: tl.tensor, CENTERED: tl.constexpr, REAL: tl.constexpr) -> tl.tuple:
     """Mean and M2 of a tile in float64, in two passes; what the mean's own rounding leaves is taken out."""
     if CENTERED:
         some = tl.where(n > 0, n, 1.0)
@@ -196,6 +198,53 @@ def moments_of(values: tl.tensor, present: tl.tensor, n: tl.tensor, CENTERED: tl
 
 
 @triton.jit
+def sweep(
+    x: tl.tensor,
+    mask: tl.tensor,
+    b: tl.tensor,
+    g: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
+    across: tl.tensor,
+    size: tl.tuple,
+    x_strides: tl.tuple,
+    mask_strides: tl.tuple,
+    CENTERED: tl.constexpr,
+    TILE: tl.constexpr,
+    REAL: tl.constexpr,
+) -> tl.tuple:
+    """Count, mean and M2 over some tiles, in one pass around the first tile's mean.
+
+    And whether that was too far off: where (Σ d)² / n is above 3/4 of Σ d², their difference has lost bits.
+    """
+    center = tl.full((1, TILE[1], 1), 0, REAL)
+    if CENTERED:
+        start, start_inside = place(b, g, first, across, size, TILE)
+        start_present = present_in(mask, start_inside, start, mask_strides)
+        few = count_of(start_present, first, across, size, mask is not None, TILE)
+        head = load(x, flat(start, x_strides, TILE), start_present, REAL)
+        center = (total(head).to(tl.float64) / tl.where(few > 0, few, 1.0)).to(REAL)
+    n = tl.full((1, TILE[1], 1), 0, tl.float64)
+    sums = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
+    squares = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
+    for t in range(first, last):
+        spot, inside = place(b, g, t, across, size, TILE)
+        present = present_in(mask, inside, spot, mask_strides)
+        values = load(x, flat(spot, x_strides, TILE), present, REAL)
+        n = n + count_of(present, t, across, size, mask is not None, TILE)
+        if CENTERED:
+            values = tl.where(present, values - center, 0.0)
+            sums = sums + values
+        squares = squares + values * values
+    some = tl.where(n > 0, n, 1.0)
+    rest = total(sums).to(tl.float64)
+    spread = total(squares).to(tl.float64)
+    m2 = spread - rest * rest / some
+    lost = (m2 >= 0.25 * spread) == 0
+    return n, center.to(tl.float64) + rest / some, m2, lost
+
+
+@triton.jit
 def survey(
     x: tl.tensor,
     mask: tl.tensor,
@@ -204,21 +253,21 @@ def survey(
     first: tl.tensor,
     last: tl.tensor,
     across: tl.tensor,
-    size: tuple,
-    x_strides: tuple,
-    mask_strides: tuple,
+    size: tl.tuple,
+    x_strides: tl.tuple,
+    mask_strides: tl.tuple,
     CENTERED: tl.constexpr,
     TILE: tl.constexpr,
     REAL: tl.constexpr,
-) -> tuple:
-    """Count, mean and M2 over some tiles, merged one after the other: Chan, Golub & LeVeque (1979), eq. 2.1."""
-    n = tl.zeros((1, TILE[1], 1), tl.float64)
-    mean = tl.zeros((1, TILE[1], 1), tl.float64)
-    m2 = tl.zeros((1, TILE[1], 1), tl.float64)
+) -> tl.tuple:
+    """Count, mean and M2 over some tiles, each in two passes, merged by Chan, Golub & LeVeque (1979), eq. 2.1."""
+    n = tl.full((1, TILE[1], 1), 0, tl.float64)
+    mean = tl.full((1, TILE[1], 1), 0, tl.float64)
+    m2 = tl.full((1, TILE[1], 1), 0, tl.float64)
     for t in range(first, last):
         spot, inside = place(b, g, t, across, size, TILE)
         present = present_in(mask, inside, spot, mask_strides)
-        values = load(x, flat(spot, x_strides), present, REAL)
+        values = load(x, flat(spot, x_strides, TILE), present, REAL)
         more = count_of(present, t, across, size, mask is not None, TILE)
         other_mean, other_m2 = moments_of(values, present, more, CENTERED, REAL)
         whole = n + more
@@ -231,11 +280,11 @@ def survey(
 
 
 @triton.jit
-def doubtful(n: tl.tensor, mean: tl.tensor, m2: tl.tensor, exists: tl.tensor) -> tl.tensor:
+def doubtful(n: tl.tensor, mean: tl.tensor, m2: tl.tensor) -> tl.tensor:
     """Which statistics float32 may have lost, to overflow or to underflow of the squares."""
     sound = (m2 >= n * TINY_SQUARE) & (m2 <= HUGE_SQUARE)
     constant = (m2 == 0) & (tl.abs(mean) >= TINY)
-    return exists & (n > 0) & ((sound | constant) == 0)
+    return (sound | constant) == 0
 
 
 @triton.jit
@@ -245,14 +294,14 @@ def rstd_of(m2: tl.tensor, n: tl.tensor, EPS: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def normalizers(mean: tl.tensor, rstd: tl.tensor, REAL: tl.constexpr) -> tuple:
+def normalizers(mean: tl.tensor, rstd: tl.tensor, REAL: tl.constexpr) -> tl.tuple:
     """The mean as two numbers, of which the second is what the first lost to rounding; rstd."""
     high = mean.to(REAL)
     return high, (mean - high.to(tl.float64)).to(REAL), rstd.to(REAL)
 
 
 @triton.jit
-def normalized(values: tl.tensor, scale: tuple, present: tl.tensor) -> tl.tensor:
+def normalized(values: tl.tensor, scale: tl.tuple, present: tl.tensor) -> tl.tensor:
     """x̂; zero where nothing is, whatever the statistics are there."""
     return tl.where(present, ((values - scale[0]) - scale[1]) * scale[2], 0.0)
 
@@ -301,5 +350,5 @@ def gradient_of(
             z = load(output, at, present, REAL)
         else:
             z = before_activation(x_hat, gamma, beta, residual, at, present, FINISH, REAL, DTYPE)
-        dz = tl.where(present, dz * slope_at(z, FINISH[0], FINISH[1]), 0.0)
+        dz = tl.where(present, dz * slope_at(z, FINISH), 0.0)
     return dz
