@@ -66,7 +66,7 @@ class Recording:
 
     def before(self, call: Call) -> Link | None:
         """The layer's call whose output a call reads."""
-        tensor, moves = call.source, []
+        tensor, moves = call.source, list[Move]()
         while move := self.moves.get(id(tensor)):
             moves.insert(0, move)
             tensor = move.source
