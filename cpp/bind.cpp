@@ -1,4 +1,5 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -16,6 +17,7 @@ namespace {
 
 using Pointer = std::uintptr_t;
 using Levels = std::tuple<Size, Size, Size>;
+using MaskLevels = std::tuple<Size, Size, Size, Size>;
 
 template <typename T>
 T* at(Pointer p) {
@@ -45,16 +47,16 @@ class Kernel {
   }
   Kernel(const Kernel&) = delete;
 
-  void moments(Pointer x, Pointer mean, Pointer m2) const {
-    Call call = call_;
+  void moments(Pointer x, Pointer mean, Pointer m2, Pointer mask) const {
+    Call call = masked(mask);
     call.x = at<void>(x);
     statistics(call, mean, m2);
     verbs().moments(call);
   }
 
   void apply(Pointer x, Pointer y, Pointer mean, Pointer rstd, Pointer weight, Pointer bias,
-             Pointer residual) const {
-    Call call = call_;
+             Pointer residual, Pointer mask) const {
+    Call call = masked(mask);
     call.x = at<void>(x);
     call.out = room(y);
     call.mean = at<double>(mean);
@@ -64,8 +66,8 @@ class Kernel {
   }
 
   void forward(Pointer x, Pointer y, Pointer mean, Pointer m2, Pointer weight, Pointer bias,
-               Pointer residual) const {
-    Call call = call_;
+               Pointer residual, Pointer mask) const {
+    Call call = masked(mask);
     call.x = at<void>(x);
     call.out = room(y);
     statistics(call, mean, m2);
@@ -75,8 +77,8 @@ class Kernel {
 
   void grad_sums(Pointer dy, Pointer x, Pointer mean, Pointer rstd, Pointer weight, Pointer bias,
                  Pointer residual, Pointer output, Pointer s1, Pointer s2, Pointer dweight,
-                 Pointer dbias) const {
-    Call call = call_;
+                 Pointer dbias, Pointer mask) const {
+    Call call = masked(mask);
     gradient(call, dy, x, output);
     call.mean = at<double>(mean);
     call.rstd = at<double>(rstd);
@@ -90,8 +92,8 @@ class Kernel {
 
   void grad_input(Pointer dy, Pointer x, Pointer dx, Pointer mean, Pointer rstd, Pointer weight,
                   Pointer bias, Pointer residual, Pointer output, Pointer c1, Pointer c2,
-                  Pointer d_residual) const {
-    Call call = call_;
+                  Pointer d_residual, Pointer mask) const {
+    Call call = masked(mask);
     gradient(call, dy, x, output);
     if (!x && !output && call.activation != Activation::identity) {
       throw nb::value_error("grad_input: the activation's slope needs x or the output");
@@ -108,8 +110,8 @@ class Kernel {
 
   void backward(Pointer dy, Pointer x, Pointer dx, Pointer mean, Pointer m2, Pointer weight,
                 Pointer bias, Pointer residual, Pointer output, Pointer dweight, Pointer dbias,
-                Pointer d_residual) const {
-    Call call = call_;
+                Pointer d_residual, Pointer mask) const {
+    Call call = masked(mask);
     gradient(call, dy, x, output);
     call.out = room(dx);
     statistics(call, mean, m2);
@@ -121,6 +123,14 @@ class Kernel {
   }
 
  private:
+  Call masked(Pointer mask) const {
+    if (plan_.masked != (mask != 0)) {
+      throw nb::value_error("mask: expected one for a plan that was made with its strides, and none for another");
+    }
+    Call call = call_;
+    call.mask = at<void>(mask);
+    return call;
+  }
   void* room(Pointer p) const {
     bool wide = call_.dtype == Dtype::float64, narrow = call_.dtype >= Dtype::bfloat16;
     if (p) prefer_huge_pages(at<void>(p), plan_.numel * (wide ? 8 : narrow ? 2 : 4));
@@ -154,6 +164,10 @@ Strides strides_of(const Levels& levels) {
   return {std::get<0>(levels), std::get<1>(levels), std::get<2>(levels)};
 }
 
+MaskStrides strides_of(const MaskLevels& levels) {
+  return {std::get<0>(levels), std::get<1>(levels), std::get<2>(levels), std::get<3>(levels)};
+}
+
 }  // namespace
 
 NB_MODULE(_cpu, m) {
@@ -172,16 +186,20 @@ NB_MODULE(_cpu, m) {
   nb::class_<Plan>(m, "Plan",
                    "batch x outer x group x inner in memory order; outer and inner are reduced.\n\n"
                    "Strides are in elements, (batch, outer, group); the innermost level whose size\n"
-                   "is not 1 is dense. Outputs are dense.")
+                   "is not 1 is dense. Outputs are dense. A mask has a byte for each element of the levels in\n"
+                   "which it varies, (batch, outer, group, inner), and stride 0 in the others.")
       .def(
           "__init__",
           [](Plan* self, Size batch, Size outer, Size group, Size inner, Size span, Size count,
-             Size stretch, const Levels& x_strides, const Levels& dy_strides) {
-            new (self) Plan(batch, outer, group, inner, span, count, stretch,
-                            strides_of(x_strides), strides_of(dy_strides));
+             Size stretch, const Levels& x_strides, const Levels& dy_strides,
+             const std::optional<MaskLevels>& mask_strides) {
+            MaskStrides mask = mask_strides ? strides_of(*mask_strides) : MaskStrides{};
+            new (self) Plan(batch, outer, group, inner, span, count, stretch, strides_of(x_strides),
+                            strides_of(dy_strides), mask_strides ? &mask : nullptr);
           },
           nb::arg("batch"), nb::arg("outer"), nb::arg("group"), nb::arg("inner"), nb::arg("span"),
-          nb::arg("count"), nb::arg("stretch"), nb::arg("x_strides"), nb::arg("dy_strides"))
+          nb::arg("count"), nb::arg("stretch"), nb::arg("x_strides"), nb::arg("dy_strides"),
+          nb::arg("mask_strides") = nb::none())
       .def_ro("statistics", &Plan::statistics, "batch * group")
       .def_ro("values", &Plan::values, "outer * inner: values per statistic")
       .def_ro("parameters", &Plan::parameters, "numel / stretch * count");
@@ -192,32 +210,38 @@ NB_MODULE(_cpu, m) {
                      "y = activation(z), rstd = 1 / sqrt(m2 / values + eps); mean and M2 of each statistic\n"
                      "are float64, as are all sums. Residual, output and d_residual are dense. In the\n"
                      "backward verbs dz = dy * activation'(z); the output may stand for the residual where\n"
-                     "the slope can be read from it: relu, relu6, leaky_relu.")
+                     "the slope can be read from it: relu, relu6, leaky_relu. Of what a mask hides nothing is\n"
+                     "read as a number: it is 0 in y, dx and d_residual, absent from sums and values.")
       .def(nb::init<const Plan&, int, bool, double, int, double, bool, int, double>(),
            nb::arg("plan"), nb::arg("dtype"), nb::arg("centered"), nb::arg("eps"),
            nb::arg("parameter_dtype"), nb::arg("offset"), nb::arg("round_normalized"),
            nb::arg("activation"), nb::arg("slope"))
       .def("moments", &Kernel::moments, Free(), nb::arg("x"), nb::arg("mean"), nb::arg("m2"),
+           nb::arg("mask") = 0,
            "mean and M2 = sum (x - mean)^2; not centered: 0 and sum x^2.")
       .def("apply", &Kernel::apply, Free(), nb::arg("x"), nb::arg("y"), nb::arg("mean"),
-           nb::arg("rstd"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"), "y.")
+           nb::arg("rstd"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
+           nb::arg("mask") = 0, "y.")
       .def("forward", &Kernel::forward, Free(), nb::arg("x"), nb::arg("y"), nb::arg("mean"),
            nb::arg("m2"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
+           nb::arg("mask") = 0,
            "moments, then apply. mean and m2 may be absent.")
       .def("grad_sums", &Kernel::grad_sums, Free(), nb::arg("dy"), nb::arg("x"), nb::arg("mean"),
            nb::arg("rstd"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
            nb::arg("output"), nb::arg("s1"), nb::arg("s2"), nb::arg("dweight"), nb::arg("dbias"),
+           nb::arg("mask") = 0,
            "s1 = sum g*dz, s2 = sum g*dz*xhat of each statistic; dweight = sum dz*xhat, dbias = sum dz\n"
            "of each parameter; g = offset + weight. Any output may be absent.")
       .def("grad_input", &Kernel::grad_input, Free(), nb::arg("dy"), nb::arg("x"), nb::arg("dx"),
            nb::arg("mean"), nb::arg("rstd"), nb::arg("weight"), nb::arg("bias"),
            nb::arg("residual"), nb::arg("output"), nb::arg("c1"), nb::arg("c2"),
-           nb::arg("d_residual"),
+           nb::arg("d_residual"), nb::arg("mask") = 0,
            "dx = rstd * (g*dz - c1 - xhat*c2), and dz; c1, c2 absent: 0. Without c2 x may be absent too,\n"
            "unless the activation needs it.")
       .def("backward", &Kernel::backward, Free(), nb::arg("dy"), nb::arg("x"), nb::arg("dx"),
            nb::arg("mean"), nb::arg("m2"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
            nb::arg("output"), nb::arg("dweight"), nb::arg("dbias"), nb::arg("d_residual"),
+           nb::arg("mask") = 0,
            "grad_sums, then grad_input with c = s / values (c1 = 0 when not centered).");
 
   m.def(

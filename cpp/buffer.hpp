@@ -18,12 +18,16 @@ class Buffer {
     data_ = static_cast<V*>(std::aligned_alloc(64, bytes));
     if (!data_) throw std::bad_alloc();
   }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() {
+    if (data_) std::free(data_);
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
   V* get() { return data_; }
+  const V* get() const { return data_; }
   V& operator[](Size i) { return data_[i]; }
+  const V& operator[](Size i) const { return data_[i]; }
 
  private:
   V* data_ = nullptr;

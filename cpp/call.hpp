@@ -34,6 +34,7 @@ struct Call {
   double* s2 = nullptr;
   double* dweight = nullptr;
   double* dbias = nullptr;
+  const void* mask = nullptr;  // a flag for each element of the levels in which the mask varies
   bool stream = false;  // store the output past the caches
 };
 

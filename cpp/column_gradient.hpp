@@ -16,6 +16,7 @@ class ColumnGradient : public Columns<T> {
   using Base::cut_;
   using Base::dy_;
   using Base::epilogue_;
+  using Base::mask_;
   using Base::offset;
   using Base::out_;
   using Base::parameters_;
@@ -63,21 +64,26 @@ class ColumnGradient : public Columns<T> {
   }
 
   void add(const Place& p, Size row, Slab<R>& slab) {
-    const T* dy = dy_ + offset(plan_.dy, p, row);
-    const T* x = x_ + offset(plan_.x, p, row);
-    Epilogue<T> epilogue = epilogue_.at(offset(plan_.dense, p, row));
+    Window window = this->window(p, row, p.width);
+    Seen seen = this->seen(window);
+    GradSums* by_row = wants_parameters_ && plan_.by_row
+                           ? &by_row_[(p.batch * plan_.outer + row) * cut_.blocks + p.number % cut_.blocks]
+                           : nullptr;
+    if (by_row) *by_row = {};
+    if (seen == Seen::none) return;
+    Clean<T> clean(dy_ + offset(plan_.dy, p, row), x_ + offset(plan_.x, p, row),
+                   epilogue_.at(offset(plan_.dense, p, row)), {}, window, seen);
     Size index = this->index(p, row);
     if (!plan_.by_row) {
       return with_scale(parameters_, index, [&](const auto& scale) {
-        with_row_way(x, p.width, slab, scale, epilogue, [&](const auto& way) {
-          add_row(dy, x, p.width, slab, way);
+        with_row_way(clean.x, p.width, slab, scale, clean.epilogue, [&](const auto& way) {
+          add_row(clean.dy, clean.x, p.width, slab, way);
         });
       });
     }
     Uniform<R> scale{parameters_.weight(index), parameters_.bias(index)};
-    GradSums sum = add_uniform_row(dy, x, p.width, slab, scale, epilogue);
-    if (!wants_parameters_) return;
-    by_row_[(p.batch * plan_.outer + row) * cut_.blocks + p.number % cut_.blocks] = sum;
+    GradSums sum = add_uniform_row(clean.dy, clean.x, p.width, slab, scale, clean.epilogue);
+    if (by_row) *by_row = sum;
   }
 
   // A column in float64.
@@ -91,6 +97,7 @@ class ColumnGradient : public Columns<T> {
   }
 
   GradSums exact(const Place& p, Size row, const Slab<R>& slab, Size k) const {
+    if (mask_ && !this->window(p, row, p.width).at(k)) return {};
     return with_scale(parameters_, this->index(p, row), [&](const auto& scale) {
       return exact_terms(dy_ + offset(plan_.dy, p, row), x_ + offset(plan_.x, p, row), k, slab, scale,
                          epilogue_.at(offset(plan_.dense, p, row)));
@@ -116,7 +123,7 @@ class ColumnGradient : public Columns<T> {
       GradSums sum = group_sums(p, slab, g);
       if (call_.s1) call_.s1[s] = sum.plain;
       if (call_.s2) call_.s2[s] = sum.normalized;
-      double n = double(plan_.values);
+      double n = mask_.values(s);
       this->set(slab, g, this->given(s), {call_.centered ? sum.plain / n : 0, sum.normalized / n});
     });
     slab.settle(p.width);

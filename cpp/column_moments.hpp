@@ -6,6 +6,30 @@
 
 namespace evenorm::EVENORM_ISA {
 
+// Rows that lie evenly, or those that are listed.
+template <class T>
+struct Rows {
+  const T* x;
+  Size pitch, count;
+  const Size* listed = nullptr;
+
+  const T* operator[](Size r) const { return x + (listed ? listed[r] : r) * pitch; }
+};
+
+// A column of them.
+template <class T>
+struct Column {
+  const Rows<T>& rows;
+  Size k;
+
+  double count() const { return double(rows.count); }
+
+  template <class F>
+  void each(const F& f) const {
+    for (Size r = 0; r < rows.count; ++r) f(double(scalar(rows[r][k])));
+  }
+};
+
 // Moments of columns, each of as many values as the others.
 struct ColumnMoments {
   double count;
@@ -32,31 +56,32 @@ EVENORM_LOOP void add_deviations(const T* x, Size width, const Real<T>* center, 
 
 // The mean of few rows, spread evenly; of all of them where they are few.
 template <class T>
-inline void guess_means(const T* x, Size pitch, Size rows, Size width, Real<T>* center) {
+inline void guess_means(const Rows<T>& rows, Size width, Real<T>* center) {
   using R = Real<T>;
-  Size few = rows <= 48 ? rows : 8;
+  Size few = rows.count <= 48 ? rows.count : 8;
   for (Size k = 0; k < width; ++k) center[k] = 0;
-  for (Size r = 0; r < few; ++r) add_values(x + r * rows / few * pitch, width, center);
+  for (Size r = 0; r < few; ++r) add_values(rows[r * rows.count / few], width, center);
   for (Size k = 0; k < width; ++k) center[k] *= R(1.0 / double(few));
 }
 
 // `to` of the columns of some rows; a column is done again in float64 where float32 may have failed, or
 // where (sum d)^2 / n above 3/4 of sum d^2 shows that the guess was too far off.
 template <class T>
-inline void column_moments(const T* x, Size pitch, Size rows, Size width, bool centered,
-                           const Slab<Real<T>>& slab, const ColumnMoments& to) {
+inline void column_moments(const Rows<T>& rows, Size width, bool centered, const Slab<Real<T>>& slab,
+                           const ColumnMoments& to) {
   using R = Real<T>;
   R* center = slab.guess;
   for (Size k = 0; k < slab.room; ++k) center[k] = 0, to.mean[k] = to.m2[k] = 0;
-  if (centered) guess_means(x, pitch, rows, width, center);
-  for (Size r = 0; r < rows;) {
-    Size stop = r + kLinks < rows ? r + kLinks : rows;
+  if (rows.count == 0) return;
+  if (centered) guess_means(rows, width, center);
+  for (Size r = 0; r < rows.count;) {
+    Size stop = r + kLinks < rows.count ? r + kLinks : rows.count;
     clear_chains(slab);
-    for (; r < stop; ++r) add_deviations(x + r * pitch, width, center, slab.chain1, slab.chain2);
+    for (; r < stop; ++r) add_deviations(rows[r], width, center, slab.chain1, slab.chain2);
     for (Size k = 0; k < width; ++k) to.mean[k] += double(slab.chain1[k]);
     for (Size k = 0; k < width; ++k) to.m2[k] += double(slab.chain2[k]);
   }
-  double n = double(rows), least = centered && rows > 48 ? 0.25 : -1;
+  double n = double(rows.count), least = centered && rows.count > 48 ? 0.25 : -1;
   Size failed = 0;
   for (Size k = 0; k < width; ++k) {
     double m2 = to.m2[k] - to.mean[k] * to.mean[k] / n;
@@ -67,7 +92,7 @@ inline void column_moments(const T* x, Size pitch, Size rows, Size width, bool c
     if (m2 >= least * to.m2[k] && (std::is_same_v<T, double> || sound(to.m2[k], n, double(center[k])))) {
       continue;
     }
-    Moments m = exact_moments(Chunk<T>{x + k, pitch, rows, 1}, centered);
+    Moments m = exact_moments(Column<T>{rows, k}, centered);
     // As sums of deviations from the center.
     center[k] = R(m.mean);
     to.mean[k] = n * (m.mean - double(center[k]));
@@ -82,6 +107,7 @@ inline void column_moments(const T* x, Size pitch, Size rows, Size width, bool c
 
 // Merges columns with columns.
 inline void merge_columns(const ColumnMoments& from, Size width, ColumnMoments& to) {
+  if (from.count == 0) return;
   double n = to.count + from.count, share = from.count / n, weight = to.count * share;
   for (Size k = 0; k < width; ++k) {
     double delta = from.mean[k] - to.mean[k];

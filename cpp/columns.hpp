@@ -1,6 +1,9 @@
 // Where inner is short: dense rows, reduced column by column; columns then merge into groups.
 #pragma once
 
+#include <algorithm>
+
+#include "clean.hpp"
 #include "column_moments.hpp"
 #include "column_rows.hpp"
 #include "parameters.hpp"
@@ -15,10 +18,13 @@ template <class T>
 class Columns {
  public:
   explicit Columns(const Call& call)
-      : call_(call), plan_(call.plan), cut_(call.plan.column), parameters_(call), epilogue_(call),
+      : call_(call), plan_(call.plan), cut_(call.plan.column), parameters_(call), epilogue_(call), mask_(call),
+        valid_rows_(mask_ && plan_.mask.group == 0 ? plan_.batch * plan_.outer : 0),
         x_(static_cast<const T*>(call.x)), dy_(static_cast<const T*>(call.dy)),
         out_(static_cast<T*>(call.out)), row_(plan_.group * plan_.inner),
-        tail_(plan_.outer % cut_.fold) {}
+        tail_(plan_.outer % cut_.fold) {
+    if (valid_rows_.get()) list_rows();
+  }
 
   void moments() {
     sweep(nullptr, [&](const Place& p, Size piece, Slab<R>& slab) { moments(p, piece, slab); },
@@ -104,12 +110,58 @@ class Columns {
     }
   }
 
-  Center center(double mean, double m2) const {
-    return {mean, 1 / std::sqrt(m2 / double(plan_.values) + call_.eps)};
+  // For each batch index the rows that are there, in order; the rest of its room points beyond them.
+  void list_rows() {
+    for (Size b = 0; b < plan_.batch; ++b) {
+      Size* list = valid_rows_.get() + b * plan_.outer;
+      Size count = 0;
+      for (Size row = 0; row < plan_.outer; ++row) {
+        if (mask_.window(b, row, 0, 0, 1, 1).at(0)) list[count++] = row;
+      }
+      std::fill(list + count, list + plan_.outer, plan_.outer);
+    }
+  }
+
+  // The rows of a piece that are there; where a mask hides columns, all of them.
+  Rows<T> valid_rows(const Place& p, Size piece) const {
+    Range range = rows(piece);
+    Size pitch = cut_.fold * plan_.x.outer;
+    if (!valid_rows_.get()) {
+      return {x_ + offset(plan_.x, p, range.first), pitch, range.stop - range.first};
+    }
+    const Size* list = valid_rows_.get() + p.batch * plan_.outer;
+    const Size* first = std::lower_bound(list, list + plan_.outer, range.first);
+    const Size* stop = std::lower_bound(first, list + plan_.outer, range.stop);
+    return {x_ + offset(plan_.x, p, 0), pitch, stop - first, first};
+  }
+
+  // The flags of a row: one, or one for each column.
+  Window window(const Place& p, Size row, Size width) const {
+    if (plan_.mask.group == 0) return mask_.window(p.batch, row, 0, 0, 1, width);
+    Window columns = mask_.window(p.batch, row, p.first, 0, 1, width);
+    columns.step = 1;
+    return columns;
+  }
+  Seen seen(const Window& window) const { return mask_ ? window.seen() : Seen::all; }
+
+  // Calls work(flat) for a row that is written, unless it is hidden.
+  template <class F>
+  void shown(const Place& p, Size row, Size width, const F& work) const {
+    Size flat = offset(plan_.dense, p, row);
+    Window window = this->window(p, row, width);
+    Seen seen = this->seen(window);
+    if (seen != Seen::none) work(flat);
+    if (seen == Seen::all) return;
+    window.clear(out_ + flat, 0);
+    if (epilogue_.d_residual) window.clear(epilogue_.d_residual + flat, 0);
+  }
+
+  Center center(Size s, double mean, double m2) const {
+    return mask_.center(s, {mean, 1 / std::sqrt(m2 / mask_.values(s) + call_.eps)});
   }
   Center given(Size s) const {
     double mean = call_.mean ? call_.mean[s] : 0;
-    return call_.rstd ? Center{mean, call_.rstd[s]} : center(mean, call_.m2[s]);
+    return call_.rstd ? mask_.center(s, {mean, call_.rstd[s]}) : center(s, mean, call_.m2[s]);
   }
   void given(const Place& p, Slab<R>& slab, bool pulled) const {
     each_group(p, [&](Size s, Size g) {
@@ -177,27 +229,24 @@ class Columns {
   }
 
   void moments(const Place& p, Size piece, const Slab<R>& slab) const {
-    Range range = rows(piece);
-    column_moments(x_ + offset(plan_.x, p, range.first), cut_.fold * plan_.x.outer,
-                   range.stop - range.first, p.width, call_.centered, slab, partial(slab, piece));
+    column_moments(valid_rows(p, piece), p.width, call_.centered, slab, partial(p, slab, piece));
   }
 
-  ColumnMoments partial(const Slab<R>& slab, Size piece) const {
-    Range range = rows(piece);
+  ColumnMoments partial(const Place& p, const Slab<R>& slab, Size piece) const {
     double* memory = slab.partial + 2 * piece * slab.room;
-    return {double(range.stop - range.first), memory, memory + slab.room};
+    return {double(valid_rows(p, piece).count), memory, memory + slab.room};
   }
 
   void finish_moments(const Place& p, Slab<R>& slab) const {
-    ColumnMoments all = partial(slab, 0);
+    ColumnMoments all = partial(p, slab, 0);
     for (Size piece = 1; piece < cut_.pieces; ++piece) {
-      merge_columns(partial(slab, piece), p.width, all);
+      merge_columns(partial(p, slab, piece), p.width, all);
     }
     each_group(p, [&](Size s, Size g) {
-      Moments m = group_moments(p, all, g);
+      Moments m = mask_.seen(s) == Seen::none ? Moments{} : group_moments(p, all, g);
       if (call_.mean) call_.mean[s] = m.mean;
       if (call_.m2) call_.m2[s] = m.m2;
-      set(slab, g, center(m.mean, m.m2), {});
+      set(slab, g, center(s, m.mean, m.m2), {});
     });
     slab.settle(p.width);
   }
@@ -221,17 +270,19 @@ class Columns {
 
   void apply(const Place& p, Size piece, const Slab<R>& slab) const {
     each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
-      Size flat = offset(plan_.dense, p, r);
-      apply_row(x_ + offset(plan_.x, p, r), out_ + flat, width, slab, scale, epilogue_.at(flat),
-                call_.stream);
+      shown(p, r, width, [&](Size flat) {
+        apply_row(x_ + offset(plan_.x, p, r), out_ + flat, width, slab, scale, epilogue_.at(flat),
+                  call_.stream);
+      });
     });
   }
 
   void grad_input(const Place& p, Size piece, const Slab<R>& slab) const {
     each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
-      Size flat = offset(plan_.dense, p, r);
-      grad_input_row(dy_ + offset(plan_.dy, p, r), x_ ? x_ + offset(plan_.x, p, r) : nullptr,
-                     out_ + flat, width, slab, scale, epilogue_.at(flat), call_.stream);
+      shown(p, r, width, [&](Size flat) {
+        grad_input_row(dy_ + offset(plan_.dy, p, r), x_ ? x_ + offset(plan_.x, p, r) : nullptr,
+                       out_ + flat, width, slab, scale, epilogue_.at(flat), call_.stream);
+      });
     });
   }
 
@@ -254,6 +305,8 @@ class Columns {
   const ColumnCut& cut_;
   Parameters<R> parameters_;
   Epilogue<T> epilogue_;
+  Mask mask_;
+  Buffer<Size> valid_rows_;
   const T* x_;
   const T* dy_;
   T* out_;

@@ -28,7 +28,8 @@ void zero_sums(const Call& c) {
 
 template <class T, class F>
 void with_layout(Call c, const F& f) {
-  c.stream = c.plan.numel * Size(sizeof(T)) >= stream_bytes();
+  // What a mask hides is cleared after a run was stored.
+  c.stream = !c.mask && c.plan.numel * Size(sizeof(T)) >= stream_bytes();
   switch (c.plan.layout) {
     case Layout::empty: return;
     case Layout::plain: return f(Plain<T>(c));

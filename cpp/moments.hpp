@@ -46,9 +46,9 @@ struct Chunk {
   }
 };
 
-// In float64, one element at a time, for the few chunks that need it.
-template <class T>
-inline Moments exact_moments(const Chunk<T>& c, bool centered) {
+// In float64, one element at a time, for the few chunks, or columns, that need it.
+template <class Values>
+inline Moments exact_moments(const Values& c, bool centered) {
   double n = c.count(), mean = 0, rest = 0, squares = 0;
   bool zero = true;
   c.each([&](double x) { zero &= x == 0; });

@@ -5,6 +5,7 @@
 #include "call.hpp"
 #include "element.hpp"
 #include "gradient.hpp"
+#include "mask.hpp"
 #include "threads.hpp"
 
 namespace evenorm::EVENORM_ISA {
@@ -13,7 +14,7 @@ template <class T>
 class Plain {
  public:
   explicit Plain(const Call& call)
-      : call_(call), plan_(call.plan), epilogue_(call), x_(static_cast<const T*>(call.x)),
+      : call_(call), plan_(call.plan), epilogue_(call), mask_(call), x_(static_cast<const T*>(call.x)),
         dy_(static_cast<const T*>(call.dy)), out_(static_cast<T*>(call.out)) {}
 
   void moments() {
@@ -53,7 +54,7 @@ class Plain {
       });
       if (call_.s1) call_.s1[s] = sum.plain;
       if (call_.s2) call_.s2[s] = sum.normalized;
-      double n = double(plan_.values);
+      double n = mask_.values(s);
       if (out_) grad_input(s, {call_.centered ? sum.plain / n : 0, sum.normalized / n});
     }
   }
@@ -64,17 +65,31 @@ class Plain {
     parallel(threads_for(plan_.numel), plan_.statistics, [&](Size s, int) { f(s); });
   }
 
-  // Calls f with an element's offset in x and in dy and its flat position.
-  template <class F>
-  void each_element(Size s, F&& f) const {
+  // Calls f with an element's offset in x and in dy and its flat position; hidden(flat) where there is none.
+  template <class F, class Hidden>
+  void each_element(Size s, F&& f, Hidden&& hidden) const {
     Size b = s / plan_.group, g = s % plan_.group;
     for (Size o = 0; o < plan_.outer; ++o) {
+      Window window = mask_.window(b, o, g, 0, 1, plan_.inner);
       for (Size i = 0; i < plan_.inner; ++i) {
+        if (mask_ && !window.at(i)) {
+          hidden(((b * plan_.outer + o) * plan_.group + g) * plan_.inner + i);
+          continue;
+        }
         f(b * plan_.x.batch + o * plan_.x.outer + g * plan_.x.group + i,
           b * plan_.dy.batch + o * plan_.dy.outer + g * plan_.dy.group + i,
           ((b * plan_.outer + o) * plan_.group + g) * plan_.inner + i);
       }
     }
+  }
+  template <class F>
+  void each_element(Size s, F&& f) const {
+    each_element(s, f, [](Size) {});
+  }
+
+  void clear(Size flat) const {
+    out_[flat] = T{};
+    if (epilogue_.d_residual) epilogue_.d_residual[flat] = T{};
   }
 
   Size index(Size flat) const {
@@ -93,16 +108,16 @@ class Plain {
     return {weight(k), call_.bias ? read(call_.bias, k) : 0};
   }
 
-  Center center(double mean, double m2) const {
-    return {mean, 1 / std::sqrt(m2 / double(plan_.values) + call_.eps)};
+  Center center(Size s, double mean, double m2) const {
+    return {mean, 1 / std::sqrt(m2 / mask_.values(s) + call_.eps)};
   }
   Center given(Size s) const {
     double mean = call_.mean ? call_.mean[s] : 0;
-    return call_.rstd ? Center{mean, call_.rstd[s]} : center(mean, call_.m2[s]);
+    return call_.rstd ? Center{mean, call_.rstd[s]} : center(s, mean, call_.m2[s]);
   }
 
   Center moments(Size s) const {
-    double mean = 0, rest = 0, m2 = 0, n = double(plan_.values);
+    double mean = 0, rest = 0, m2 = 0, n = mask_.values(s);
     if (call_.centered) {
       each_element(s, [&](Size x, Size, Size) { mean += double(scalar(x_[x])); });
       mean /= n;
@@ -118,30 +133,33 @@ class Plain {
     }
     if (call_.mean) call_.mean[s] = mean;
     if (call_.m2) call_.m2[s] = m2;
-    return center(mean, m2);
+    return center(s, mean, m2);
   }
 
   void apply(Size s, const Center& center) const {
-    each_element(s, [&](Size x, Size, Size flat) {
+    auto normalize = [&](Size x, Size, Size flat) {
       double xhat = center.xhat(double(scalar(x_[x])));
       out_[flat] = rounded<T>(epilogue_.value(epilogue_.z(xhat, scale(index(flat)), flat)));
-    });
+    };
+    each_element(s, normalize, [&](Size flat) { clear(flat); });
   }
 
   void grad_input(Size s, const Pull& pull) const {
     Center center = given(s);
-    each_element(s, [&](Size x, Size dy, Size flat) {
+    auto pull_one = [&](Size x, Size dy, Size flat) {
       double xhat = x_ ? center.xhat(double(scalar(x_[x]))) : 0;
       Uniform<double> scaled = scale(index(flat));
       double dz = epilogue_.dz(double(scalar(dy_[dy])), xhat, scaled, flat);
       if (epilogue_.d_residual) epilogue_.d_residual[flat] = rounded<T>(dz);
       out_[flat] = rounded<T>((dz * scaled.w - pull.c1 - xhat * pull.c2) * center.rstd);
-    });
+    };
+    each_element(s, pull_one, [&](Size flat) { clear(flat); });
   }
 
   const Call& call_;
   const Plan& plan_;
   Epilogue<T> epilogue_;
+  Mask mask_;
   const T* x_;
   const T* dy_;
   T* out_;

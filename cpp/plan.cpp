@@ -14,6 +14,7 @@ constexpr Size kShortPeriod = 512;     // shorter arrays of parameters are repea
 constexpr Size kShortRun = 64;         // shorter runs are taken as columns
 constexpr Size kFewRows = 8;
 constexpr Size kTinyRow = 48;
+constexpr Size kRaggedRun = 4;         // shorter runs that a mask cuts are taken one element at a time
 constexpr Size kNarrow = 256, kWide = 1024;  // columns
 constexpr Size kTileRows = 32;
 
@@ -33,9 +34,10 @@ bool end_to_end(Size outer_stride, Size inner_stride, Size inner_size) {
 }  // namespace
 
 Plan::Plan(Size batch_, Size outer_, Size group_, Size inner_, Size span_, Size count_,
-           Size stretch_, Strides x_strides, Strides dy_strides)
+           Size stretch_, Strides x_strides, Strides dy_strides, const MaskStrides* mask_strides)
     : batch(batch_), outer(outer_), group(group_), inner(inner_), span(span_), count(count_),
-      stretch(stretch_), x(x_strides), dy(dy_strides) {
+      stretch(stretch_), x(x_strides), dy(dy_strides), masked(mask_strides),
+      mask(mask_strides ? *mask_strides : MaskStrides{}) {
   for (Size size : {batch, outer, group, inner}) expect(size >= 0, "a size of at least 0", size);
   for (Size size : {span, count, stretch}) {
     expect(size >= 1, "span, count and stretch of at least 1", size);
@@ -62,13 +64,19 @@ bool Plan::rows_are_dense() const {
   return group == 1 || (x.group == inner && dy.group == inner);
 }
 
+// Rows that are there or not as a whole, or columns.
+bool Plan::mask_suits_columns() const {
+  return mask.inner == 0 && (mask.group == 0 || (mask.outer == 0 && inner == 1));
+}
+
 void Plan::merge() {
   if (count == 1) span = stretch;
   if (inner == 1 && group == 1) {
     std::swap(inner, outer);
+    std::swap(mask.inner, mask.outer);
   }
   bool one_run = group == 1 && outer > 1 && end_to_end(x.outer, 1, inner) &&
-                 end_to_end(dy.outer, 1, inner);
+                 end_to_end(dy.outer, 1, inner) && end_to_end(mask.outer, mask.inner, inner);
   // Rows that share one period of parameters stay rows.
   bool one_period = count > 1 && span < kShortSpan && span * count == inner && outer >= kFewRows;
   if (one_run && !one_period) {
@@ -80,9 +88,10 @@ void Plan::merge() {
     x.group = x.batch;
     dy.group = dy.batch;
     dense.group = dense.batch;
+    mask.group = mask.batch;
     batch = 1;
   } else if (outer == 1 && end_to_end(x.batch, x.group, group) &&
-             end_to_end(dy.batch, dy.group, group)) {
+             end_to_end(dy.batch, dy.group, group) && end_to_end(mask.batch, mask.group, group)) {
     group *= batch;
     batch = 1;
   }
@@ -99,7 +108,7 @@ void Plan::choose() {
   bool in_parts = whole || (stretch % row == 0 && outer * row % stretch == 0);
   bool same_columns = in_parts && (count == 1 || (aligned && row % cycle == 0));
   bool same_rows = stretch % row == 0 && span % row == 0;
-  if (outer > 1 && rows_are_dense() && (same_columns || same_rows)) {
+  if (outer > 1 && rows_are_dense() && (same_columns || same_rows) && mask_suits_columns()) {
     bool many = outer >= kFewRows;
     if (inner < kTinyRow || (many && (inner < kShortRun || (by_element && same_columns)))) {
       layout = Layout::columns;
@@ -109,7 +118,7 @@ void Plan::choose() {
       return;
     }
   }
-  if (outer == 1 && inner <= kTurnedRow) {
+  if (outer == 1 && inner <= kTurnedRow && mask.inner == 0) {
     bool every_row = count == 1 ? stretch == numel : stretch == numel && inner % cycle == 0;
     if (every_row) {
       layout = Layout::rows;
@@ -118,9 +127,11 @@ void Plan::choose() {
       return;
     }
   }
+  // Columns that a mask has made runs.
+  if (masked && span % inner == 0) by_element = false;
   // Each statistic within one row of parameters.
   bool nested = outer == 1 ? stretch % inner == 0 : stretch % (outer * row) == 0;
-  if (by_element && !(aligned && nested)) {
+  if ((by_element && !(aligned && nested)) || (inner < kRaggedRun && !mask_suits_columns())) {
     layout = Layout::plain;
     return;
   }
@@ -149,7 +160,8 @@ void Plan::cut_columns() {
   Size row = group * inner;
   bool end_on = end_to_end(x.outer, 1, row) && end_to_end(dy.outer, 1, row);
   bool whole = stretch >= outer * row;
-  c.fold = end_on && whole && !by_row && row < kNarrow ? std::min(outer, ceil_div(kNarrow, row)) : 1;
+  bool folds = end_on && whole && !by_row && !masked && row < kNarrow;
+  c.fold = folds ? std::min(outer, ceil_div(kNarrow, row)) : 1;
   c.width = row * c.fold;
   if (by_element) period = c.width;
   c.rows = outer / c.fold;

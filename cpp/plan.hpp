@@ -15,6 +15,11 @@ struct Strides {
   Size batch, outer, group;
 };
 
+// Strides of the mask's flags, 0 where a level shares them: it is dense in the levels in which it varies.
+struct MaskStrides {
+  Size batch = 0, outer = 0, group = 0, inner = 0;
+};
+
 enum class Layout {
   empty,
   plain,    // parameters that follow neither runs nor columns: one element at a time
@@ -47,6 +52,8 @@ struct Plan {
   Size batch, outer, group, inner;
   Size span, count, stretch;
   Strides x, dy, dense;
+  bool masked;
+  MaskStrides mask;
   Size numel, statistics, values, parameters;
 
   Layout layout;
@@ -57,7 +64,7 @@ struct Plan {
   ColumnCut column;
 
   Plan(Size batch, Size outer, Size group, Size inner, Size span, Size count, Size stretch,
-       Strides x_strides, Strides dy_strides);
+       Strides x_strides, Strides dy_strides, const MaskStrides* mask_strides = nullptr);
 
  private:
   void merge();
@@ -65,6 +72,7 @@ struct Plan {
   void cut_runs();
   void cut_columns();
   bool rows_are_dense() const;
+  bool mask_suits_columns() const;
 };
 
 }  // namespace evenorm

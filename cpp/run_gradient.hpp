@@ -13,6 +13,7 @@ class RunGradient : public Runs<T> {
   using Base::dy_;
   using Base::epilogue_;
   using Base::given;
+  using Base::mask_;
   using Base::offset;
   using Base::out_;
   using Base::parameters_;
@@ -45,7 +46,7 @@ class RunGradient : public Runs<T> {
   Pull pull(Size s, const GradSums& sums) const {
     if (call_.s1) call_.s1[s] = sums.plain;
     if (call_.s2) call_.s2[s] = sums.normalized;
-    double n = double(plan_.values);
+    double n = mask_.values(s);
     return {call_.centered ? sums.plain / n : 0, sums.normalized / n};
   }
 
@@ -100,14 +101,17 @@ class RunGradient : public Runs<T> {
 
   template <class Place>
   GradSums uniform(const Place& p, const Center& center, const Uniform<R>& scale) const {
+    Seen seen = this->seen(p);
+    if (seen == Seen::none) return {};
+    Clean<T> all = this->operands(p, seen);
     Size together = epilogue_.curved() ? 1 : p.several.runs;
     GradSums sum;
     for (Size r = 0; r < p.several.runs; r += together) {
-      Several several = p.several;
+      Several several = all.several;
       several.runs = together;
-      const T* dy = dy_ + p.dy + r * several.dy;
-      const T* x = x_ + p.x + r * several.x;
-      Epilogue<T> epilogue = epilogue_.at(p.flat + r * several.dense);
+      const T* dy = all.dy + r * several.dy;
+      const T* x = all.x + r * several.x;
+      Epilogue<T> epilogue = all.epilogue.at(r * several.dense);
       GradSums part{INFINITY, INFINITY};
       if (center.narrow()) {
         part = with_run_way(x, p.n, center, scale, epilogue, [&](const auto& way) {
@@ -176,8 +180,10 @@ class RunGradient : public Runs<T> {
     if (!center.narrow()) return exactly(s, piece, center, to);
     GradSums total;
     this->each_place(s, piece, [&](const auto& p) {
+      Seen seen = this->seen(p);
+      if (seen == Seen::none) return;
       GradSums part;
-      sums_in(p.dy, p.x, p.flat, p.n, p.index, p.several, &center, to, &part);
+      sums_in(this->operands(p, seen), p.n, p.index, &center, to, &part);
       total.add(part);
     });
     if (total.finite()) return total;
@@ -186,12 +192,13 @@ class RunGradient : public Runs<T> {
 
   // The same for rows of a tile.
   void elementwise(Size first, Size count, const Center* centers, const Entries& to, GradSums* sums) const {
-    bool together = tile_ && parameters_.same_for_rows() && !epilogue_.curved();
+    bool together = tile_ && parameters_.same_for_rows() && !epilogue_.curved() && !this->hidden(first);
     if (together) {
       this->each_rows(first, count, [&](Size r, const Several& several) {
         Size s = first + r;
-        sums_in(offset(plan_.dy, s, 0), offset(plan_.x, s, 0), s * plan_.inner, plan_.inner, 0, several,
-                centers + r, to, sums + r);
+        Clean<T> rows(dy_ + offset(plan_.dy, s, 0), x_ + offset(plan_.x, s, 0), epilogue_.at(s * plan_.inner),
+                      several, {}, Seen::all);
+        sums_in(rows, plan_.inner, 0, centers + r, to, sums + r);
       });
     }
     for (Size r = 0; r < count; ++r) {
@@ -207,19 +214,17 @@ class RunGradient : public Runs<T> {
     }
   }
 
-  void sums_in(Size dy_at, Size x_at, Size flat, Size n, Size index, const Several& several,
-               const Center* centers, const Entries& to, GradSums* sums) const {
-    const T* dy = dy_ + dy_at;
-    const T* x = x_ + x_at;
+  void sums_in(const Clean<T>& runs, Size n, Size index, const Center* centers, const Entries& to,
+               GradSums* sums) const {
     with_elements(parameters_, index, [&](const auto& scale) {
-      with_run_way(x, n, *centers, scale, epilogue_.at(flat), [&](const auto& way) {
+      with_run_way(runs.x, n, *centers, scale, runs.epilogue, [&](const auto& way) {
         if (wants_parameters_) {
           R* dw = to.dw_chain + index - to.first;
           R* db = to.db_chain + index - to.first;
-          grad_sums_in<true>(dy, x, n, several, centers, scale.w, dw, db, way, sums);
+          grad_sums_in<true>(runs.dy, runs.x, n, runs.several, centers, scale.w, dw, db, way, sums);
         } else {
           R* none = nullptr;
-          grad_sums_in<false>(dy, x, n, several, centers, scale.w, none, none, way, sums);
+          grad_sums_in<false>(runs.dy, runs.x, n, runs.several, centers, scale.w, none, none, way, sums);
         }
       });
     });
@@ -228,8 +233,11 @@ class RunGradient : public Runs<T> {
   GradSums exactly(Size s, Size piece, const Center& center, const Entries& to) const {
     GradSums total;
     this->each_place(s, piece, [&](const auto& p) {
+      Seen seen = this->seen(p);
+      if (seen == Seen::none) return;
+      Clean<T> run = this->operands(p, seen);
       with_elements(parameters_, p.index, [&](const auto& scale) {
-        total.add(exact_grad_sums(dy_ + p.dy, x_ + p.x, p.n, center, scale, epilogue_.at(p.flat),
+        total.add(exact_grad_sums(run.dy, run.x, p.n, center, scale, run.epilogue,
                                   to.dw ? to.dw + p.index - to.first : nullptr,
                                   to.db ? to.db + p.index - to.first : nullptr));
       });
@@ -316,8 +324,8 @@ class RunGradient : public Runs<T> {
       flushed = s;
       links = 0;
     };
-    for (Size s = first; s < stop; s += tile) {
-      Size count = stop - s < tile ? stop - s : tile;
+    for (Size s = first, count; s < stop; s += count) {
+      count = mask_.alike(s, stop - s < tile ? stop - s : tile);
       if (links + count * plan_.values > kLinks * plan_.period) empty(s);
       links += count * plan_.values;
       this->given(s, count, centers);

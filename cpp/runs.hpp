@@ -1,6 +1,7 @@
 // Where inner is long: each statistic is `outer` dense runs. Moments, apply and the input's gradient.
 #pragma once
 
+#include "clean.hpp"
 #include "gradient.hpp"
 #include "moments.hpp"
 #include "parameters.hpp"
@@ -12,10 +13,10 @@ template <class T>
 class Runs {
  public:
   explicit Runs(const Call& call)
-      : call_(call), plan_(call.plan), parameters_(call), epilogue_(call),
+      : call_(call), plan_(call.plan), parameters_(call), epilogue_(call), mask_(call),
         x_(static_cast<const T*>(call.x)), dy_(static_cast<const T*>(call.dy)),
         out_(static_cast<T*>(call.out)),
-        tile_(plan_.outer == 1 && plan_.run.chunks == 1 ? tile_of(plan_.inner) : 0) {}
+        tile_(plan_.outer == 1 && plan_.run.chunks == 1 && plan_.mask.inner == 0 ? tile_of(plan_.inner) : 0) {}
 
   void moments() {
     if (tile_) return each_tile([&](Size s, Size n, Center* centers) { tile_moments(s, n, centers); });
@@ -69,7 +70,7 @@ class Runs {
     return rows < 1 ? 1 : rows > kTile ? kTile : rows;
   }
 
-  // f(first statistic, count, room for their centers)
+  // f(first statistic, count, room for their centers); a mask hides all or none of these.
   template <class F>
   void each_tile(const F& f) const {
     Size together = (kTask / (tile_ * plan_.inner) + 1) * tile_;
@@ -78,15 +79,26 @@ class Runs {
                Center centers[kTile];
                Size stop = (task + 1) * together;
                if (stop > plan_.statistics) stop = plan_.statistics;
-               for (Size s = task * together; s < stop; s += tile_) {
-                 f(s, stop - s < tile_ ? stop - s : tile_, centers);
+               for (Size s = task * together, count; s < stop; s += count) {
+                 count = mask_.alike(s, stop - s < tile_ ? stop - s : tile_);
+                 f(s, count, centers);
                }
              });
   }
 
   Chunk<T> row(Size s) const { return {x_ + offset(plan_.x, s, 0), 0, 1, plan_.inner}; }
 
+  // Rows of a tile that are not there.
+  bool hidden(Size first) const { return mask_.seen(first) == Seen::none; }
+  void clear(Size first, Size count) const {
+    Size flat = first * plan_.inner, n = count * plan_.inner;
+    zero(out_ + flat, n);
+    if (epilogue_.d_residual) zero(epilogue_.d_residual + flat, n);
+  }
+
   void tile_moments(Size first, Size count, Center* centers) const {
+    for (Size r = 0; hidden(first) && r < count; ++r) centers[r] = kept(first + r, {});
+    if (hidden(first)) return;
     double n = double(plan_.values);
     R guess[kTile]{};
     Deviations d[kTile];
@@ -121,6 +133,7 @@ class Runs {
   }
 
   void apply(Size first, Size count, const Center* centers) const {
+    if (hidden(first)) return clear(first, count);
     each_rows(first, count, [&](Size r, const Several& several) {
       const T* x = x_ + offset(plan_.x, first + r, 0);
       Size flat = (first + r) * plan_.inner;
@@ -134,6 +147,7 @@ class Runs {
   }
 
   void grad_input(Size first, Size count, const Center* centers, const Pull* pulls) const {
+    if (hidden(first)) return clear(first, count);
     each_rows(first, count, [&](Size r, const Several& several) {
       const T* dy = dy_ + offset(plan_.dy, first + r, 0);
       const T* x = x_ ? x_ + offset(plan_.x, first + r, 0) : nullptr;
@@ -177,7 +191,25 @@ class Runs {
   struct Place {
     Size x, dy, flat, n, index;
     Several several;
+    Window window;
   };
+
+  Seen seen(const Place& p) const { return mask_ ? p.window.seen() : Seen::all; }
+
+  // What backward sums read.
+  Clean<T> operands(const Place& p, Seen seen) const {
+    return {dy_ + p.dy, x_ + p.x, epilogue_.at(p.flat), p.several, p.window, seen};
+  }
+
+  // Calls work() where it writes something of a place that is not hidden.
+  template <class F>
+  void shown(const Place& p, const F& work) const {
+    Seen seen = this->seen(p);
+    if (seen != Seen::none) work();
+    if (seen == Seen::all) return;
+    p.window.clear(out_ + p.flat, p.several.dense);
+    if (epilogue_.d_residual) p.window.clear(epilogue_.d_residual + p.flat, p.several.dense);
+  }
 
   // Calls f(place) for the runs of a piece, or the parts of runs.
   template <class F>
@@ -189,52 +221,71 @@ class Runs {
         Size flat = offset(plan_.dense, s, outer + r) + start;
         if (together) {
           Several several{runs, plan_.x.outer, plan_.dy.outer, plan_.dense.outer, 0};
-          f(Place{x, dy, flat, length, parameters_.index(flat), several});
+          Window flags = window(s, outer, start, runs, length);
+          f(Place{x, dy, flat, length, parameters_.index(flat), several, flags});
         } else {
           parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
-            f(Place{x + at, dy + at, flat + at, n, index, {}});
+            f(Place{x + at, dy + at, flat + at, n, index, {}, window(s, outer + r, start + at, 1, n)});
           });
         }
       }
     });
   }
 
-  Center center(double mean, double m2) const {
-    return {mean, 1 / std::sqrt(m2 / double(plan_.values) + call_.eps)};
+  Window window(Size s, Size outer, Size start, Size runs, Size n) const {
+    return mask_.window(s / plan_.group, outer, s % plan_.group, start, runs, n);
+  }
+
+  Center center(Size s, double mean, double m2) const {
+    return mask_.center(s, {mean, 1 / std::sqrt(m2 / mask_.values(s) + call_.eps)});
   }
   Center kept(Size s, const Moments& m) const {
     if (call_.mean) call_.mean[s] = m.mean;
     if (call_.m2) call_.m2[s] = m.m2;
-    return center(m.mean, m.m2);
+    return center(s, m.mean, m.m2);
   }
   Center given(Size s) const {
     double mean = call_.mean ? call_.mean[s] : 0;
-    return call_.rstd ? Center{mean, call_.rstd[s]} : center(mean, call_.m2[s]);
+    return call_.rstd ? mask_.center(s, {mean, call_.rstd[s]}) : center(s, mean, call_.m2[s]);
   }
 
   Moments moments(Size s, Size piece) const {
     Moments sum;
     each_chunk(piece, [&](Size outer, Size runs, Size start, Size length) {
-      const T* x = x_ + offset(plan_.x, s, outer) + start;
-      sum.merge(moments_of(Chunk<T>{x, plan_.x.outer, runs, length}, call_.centered, sum));
+      Chunk<T> chunk{x_ + offset(plan_.x, s, outer) + start, plan_.x.outer, runs, length};
+      Window window = this->window(s, outer, start, runs, length);
+      bool whole = !mask_ || window.seen() == Seen::all;
+      sum.merge(whole ? moments_of(chunk, call_.centered, sum) : valid_moments(chunk, window, sum));
     });
     return sum;
   }
 
+  // Of what there is of a chunk, laid end to end.
+  __attribute__((noinline)) Moments valid_moments(const Chunk<T>& c, const Window& window,
+                                                  const Moments& before) const {
+    T packed[kChunk + 1];
+    Size n = window.pack(c.x, c.pitch, packed);
+    return n ? moments_of(Chunk<T>{packed, 0, 1, n}, call_.centered, before) : Moments{};
+  }
+
   void apply(Size s, Size piece, const Center& center) const {
     each_place(s, piece, [&](const Place& p) {
-      with_scale(parameters_, p.index, [&](const auto& scale) {
-        apply_runs(x_ + p.x, out_ + p.flat, p.n, p.several, &center, scale, epilogue_.at(p.flat),
-                   call_.stream);
+      shown(p, [&] {
+        with_scale(parameters_, p.index, [&](const auto& scale) {
+          apply_runs(x_ + p.x, out_ + p.flat, p.n, p.several, &center, scale, epilogue_.at(p.flat),
+                     call_.stream);
+        });
       });
     });
   }
 
   void grad_input(Size s, Size piece, const Center& center, const Pull& pull) const {
     each_place(s, piece, [&](const Place& p) {
-      with_scale(parameters_, p.index, [&](const auto& scale) {
-        grad_input_runs(dy_ + p.dy, x_ ? x_ + p.x : nullptr, out_ + p.flat, p.n, p.several, &center,
-                        &pull, scale, epilogue_.at(p.flat), call_.stream);
+      shown(p, [&] {
+        with_scale(parameters_, p.index, [&](const auto& scale) {
+          grad_input_runs(dy_ + p.dy, x_ ? x_ + p.x : nullptr, out_ + p.flat, p.n, p.several, &center,
+                          &pull, scale, epilogue_.at(p.flat), call_.stream);
+        });
       });
     });
   }
@@ -243,6 +294,7 @@ class Runs {
   const Plan& plan_;
   Parameters<R> parameters_;
   Epilogue<T> epilogue_;
+  Mask mask_;
   const T* x_;
   const T* dy_;
   T* out_;

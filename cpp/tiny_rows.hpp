@@ -4,6 +4,7 @@
 
 #include "column_moments.hpp"
 #include "column_sums.hpp"
+#include "mask.hpp"
 #include "parameters.hpp"
 #include "threads.hpp"
 
@@ -13,7 +14,7 @@ template <class T>
 class TinyRows {
  public:
   explicit TinyRows(const Call& call)
-      : call_(call), plan_(call.plan), parameters_(call), epilogue_(call),
+      : call_(call), plan_(call.plan), parameters_(call), epilogue_(call), mask_(call),
         x_(static_cast<const T*>(call.x)), dy_(static_cast<const T*>(call.dy)),
         out_(static_cast<T*>(call.out)) {}
 
@@ -90,6 +91,9 @@ class TinyRows {
         if (const T* r = epilogue_.output ? epilogue_.output : epilogue_.residual) {
           turn(r, plan_.dense, tile, tile.residual);
         }
+        each_hidden(tile, [&](Size r) {
+          for (Size i = r; i < plan_.inner * kRows; i += kRows) tile.x[i] = tile.dy[i] = tile.residual[i] = {};
+        });
         f(tile, block);
       }
     });
@@ -107,6 +111,20 @@ class TinyRows {
     for (Size i = 0; i < plan_.inner; ++i) {
       for (Size r = 0; r < t.count; ++r) to[r * plan_.inner + i] = from[i * kRows + r];
     }
+    each_hidden(t, [&](Size r) { zero(to + r * plan_.inner, plan_.inner); });
+  }
+
+  // Calls f(row) for the rows that a mask hides.
+  template <class F>
+  void each_hidden(const Tile& t, const F& f) const {
+    for (Size r = 0; mask_ && r < t.count; ++r) {
+      if (mask_.seen(statistic(t, r)) == Seen::none) f(r);
+    }
+  }
+
+  void settle(Tile& t) const {
+    each_hidden(t, [&](Size r) { t.slab.mean[r] = 0, t.slab.rstd[r] = 1; });
+    t.slab.settle(t.count);
   }
 
   // The epilogue of element i of a tile's rows.
@@ -133,19 +151,19 @@ class TinyRows {
     }
     copy(pulled ? call_.s1 : nullptr, t.slab.c1);
     copy(pulled ? call_.s2 : nullptr, t.slab.c2);
-    t.slab.settle(t.count);
+    settle(t);
   }
 
   void moments(Tile& t) const {
     ColumnMoments to{0, t.slab.partial, t.slab.partial + kRows};
-    column_moments(t.x, kRows, plan_.inner, t.count, call_.centered, t.slab, to);
+    column_moments(Rows<T>{t.x, kRows, plan_.inner}, t.count, call_.centered, t.slab, to);
     Size s = statistic(t, 0);
     if (call_.mean) std::memcpy(call_.mean + s, to.mean, std::size_t(t.count) * sizeof(double));
     if (call_.m2) std::memcpy(call_.m2 + s, to.m2, std::size_t(t.count) * sizeof(double));
     std::memcpy(t.slab.mean, to.mean, std::size_t(t.count) * sizeof(double));
     rstds(to.m2, t.count, double(plan_.values), call_.eps, t.slab.rstd);
     for (Size r = 0; r < t.count; ++r) t.slab.c1[r] = t.slab.c2[r] = 0;
-    t.slab.settle(t.count);
+    settle(t);
   }
 
   Uniform<R> scale(Size i) const {
@@ -214,6 +232,7 @@ class TinyRows {
   const Plan& plan_;
   Parameters<R> parameters_;
   Epilogue<T> epilogue_;
+  Mask mask_;
   const T* x_;
   const T* dy_;
   T* out_;

@@ -35,6 +35,7 @@ PLACES: dict[str, tuple[str, str, tuple[int, ...], tuple[int, ...] | None]] = {
     "groups": ("n (g=2 [c]) [l]", "g c", (3, 6, 67), None),
     "groups, channels last": ("n (g=2 [c]) [l]", "g c", (2, 8, 67), (0, 2, 1)),
     "columns": ("[n] c", "c", (37, 300), None),
+    "channels last": ("[n] c [l]", "c", (5, 66, 9), (0, 2, 1)),
     "folded columns": ("[n] c", "c", (701, 6), None),
     "columns by row": ("n [c] l", "c", (2, 9, 70), None),
     "scaled per sample": ("n [c] l", "n c", (2, 9, 70), None),
@@ -217,3 +218,10 @@ def test_denormal_input(isa: str, place: str) -> None:
     expected, *_ = eager.forward(x.double(), pattern, True, 1e-5, Finish(affine, Epilogue()))
     assert expected.abs().max() > 1e-38
     assert (y.double() - expected).abs().max() <= 2e-7 * expected.abs().max()
+
+
+def test_a_mask_goes_with_its_plan() -> None:
+    plan = _cpu.Plan(1, 1, 1, 8, 8, 1, 8, (0, 0, 0), (0, 0, 0))
+    kernel = _cpu.Kernel(plan, 0, True, 0.0, 0, 0.0, False, 0, 0.0)
+    with pytest.raises(ValueError, match="mask: expected one for a plan that was made with its strides"):
+        kernel.moments(0, 0, 0, 1)

@@ -59,6 +59,8 @@ class Plan:
     dense: Strides
     x: Levels | None
     dy: Levels | None
+    # The binding's factors in each of the four levels, in memory's order.
+    factors: tuple[tuple[int, ...], ...]
     statistics_shape: tuple[int, ...]
     statistic_order: tuple[int, ...] | None
     parameter_shape: tuple[int, ...]
@@ -94,11 +96,12 @@ class _Level(NamedTuple):
     x: int
     dy: int
     dense: int
+    factors: tuple[int, ...] = ()
 
     def continues(self, inner: _Level) -> bool:
         """Whether the two lie end to end, so that one loop runs over both."""
         return self.reduced == inner.reduced and all(
-            mine == theirs * inner.size for mine, theirs in zip(self[2:], inner[2:], strict=True)
+            mine == theirs * inner.size for mine, theirs in zip(self[2:5], inner[2:5], strict=True)
         )
 
 
@@ -183,6 +186,7 @@ def _fit(binding: Binding, affine: Affine, dense: Strides, x: Strides, dy: Strid
         dense=dense,
         x=Levels(*(level.x for level in levels[:3])) if x_read == x else None,
         dy=Levels(*(level.dy for level in levels[:3])) if dy_read == dy else None,
+        factors=tuple(level.factors for level in levels),
         statistics_shape=binding.statistics_shape,
         statistic_order=_permutation(binding.kept, kept),
         parameter_shape=binding.sizes(affine.axes),
@@ -194,9 +198,10 @@ def _merge(binding: Binding, order: list[int], x: Strides, dy: Strides, dense: S
     """Neighbors of one kind become one level wherever they lie end to end in every tensor."""
     levels: list[_Level] = []
     for i in order:
-        level = _Level(binding.shape[i], i in binding.reduced, x[i], dy[i], dense[i])
+        level = _Level(binding.shape[i], i in binding.reduced, x[i], dy[i], dense[i], (i,))
         if levels and levels[-1].continues(level):
-            level = level._replace(size=levels.pop().size * level.size)
+            outer = levels.pop()
+            level = level._replace(size=outer.size * level.size, factors=outer.factors + level.factors)
         levels.append(level)
     return levels
 

@@ -6,7 +6,9 @@ and kept: one for each pattern, affine, shape and strides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache, reduce
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,10 +16,11 @@ from torch import Tensor
 
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
+from evenorm.kernels import mask as masks
 from evenorm.kernels.finish import Finish
 from evenorm.kernels.operands import Operands
 from evenorm.kernels.signature import Signature
-from evenorm.pattern import Pattern
+from evenorm.pattern import Binding, Pattern
 from evenorm.plan import Plan, Strides, Unplannable, make_plan
 
 if TYPE_CHECKING:
@@ -67,11 +70,28 @@ class _Planned(NamedTuple):
     native: Any
 
 
+def _flags(plan: Plan, binding: Binding, mask: Sequence[int]) -> list[list[int]]:
+    """How many flags a mask of this shape has along the factors of each level: all, if it varies in the level."""
+    varies = [any(mask[binding.axes[i]] != 1 for i in level) for level in plan.factors]
+    return [[binding.shape[i] if v else 1 for i in level] for level, v in zip(plan.factors, varies, strict=True)]
+
+
+def _mask_strides(flags: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Strides of the levels in a dense mask, 0 where it does not vary."""
+    sizes = [prod(level) for level in flags]
+    return tuple(0 if size == 1 else prod(sizes[k + 1 :]) for k, size in enumerate(sizes))
+
+
 @lru_cache(maxsize=4096)
 def _planned(
-    pattern: Pattern, affine: Affine, shape: tuple[int, ...], strides: Strides, grad_strides: Strides | None
+    pattern: Pattern,
+    affine: Affine,
+    shape: tuple[int, ...],
+    strides: Strides,
+    grad_strides: Strides | None,
+    mask: tuple[int, ...] | None,
 ) -> _Planned | str:
-    """The plan for a shape and its strides, or why there is none."""
+    """The plan for a shape, its strides and a mask's shape, or why there is none."""
     dense = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
     try:
         plan = make_plan(pattern, affine, shape, strides, dense, grad_strides)
@@ -79,8 +99,9 @@ def _planned(
         return str(reason)
     levels = (plan.batch, plan.outer, plan.group, plan.inner, plan.span, plan.count, plan.stretch)
     x, dy = plan.x or plan.dense_levels, plan.dy or plan.dense_levels
+    flags = None if mask is None else _mask_strides(_flags(plan, pattern.bind(shape), mask))
     assert _cpu is not None
-    return _Planned(plan, _cpu.Plan(*levels, tuple(x), tuple(dy)))
+    return _Planned(plan, _cpu.Plan(*levels, tuple(x), tuple(dy), flags))
 
 
 @lru_cache(maxsize=4096)
@@ -95,9 +116,10 @@ def _prepared(
     shape: tuple[int, ...],
     strides: Strides,
     grad_strides: Strides | None,
+    mask: tuple[int, ...] | None,
 ) -> _Planned:
     """The plan, and the extension's kernel on it: all of a call but its tensors."""
-    planned = _planned(pattern, affine, shape, strides, grad_strides)
+    planned = _planned(pattern, affine, shape, strides, grad_strides, mask)
     if isinstance(planned, str):
         raise ValueError(f"the cpu kernel has no plan: {planned}")
     assert _cpu is not None
@@ -120,10 +142,10 @@ def straight(
     """The extension's kernel, where every operand of a call lies as the extension wants it; else ``None``."""
     if declines(Signature.of(x), pattern, affine) is not None:
         return None
-    if isinstance(_planned(pattern, affine, x.shape, x.stride(), grad_strides), str):
+    if isinstance(_planned(pattern, affine, x.shape, x.stride(), grad_strides, None), str):
         return None
     plan, native = _prepared(
-        pattern, affine, epilogue, centered, eps, dtype, parameter_dtype, x.shape, x.stride(), grad_strides
+        pattern, affine, epilogue, centered, eps, dtype, parameter_dtype, x.shape, x.stride(), grad_strides, None
     )
     lies = plan.x is not None and (grad_strides is None or plan.dy is not None)
     ordered = plan.statistic_order is None and plan.parameter_order is None
@@ -163,15 +185,13 @@ def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | No
         return f"{signature.dtype} is not among its dtypes"
     if 0 in signature.shape:
         return "the tensor is empty"
-    if signature.mask is not None:
-        return "its loops take no mask"
-    planned = _planned(pattern, affine, signature.shape, signature.strides, None)
+    planned = _planned(pattern, affine, signature.shape, signature.strides, None, signature.mask)
     return planned if isinstance(planned, str) else None
 
 
 def moments(x: Tensor, pattern: Pattern, centered: bool, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and M2 of each group."""
-    call = _Call(x, pattern, _NOTHING, centered)
+    call = _Call(x, pattern, _NOTHING, centered, mask=mask)
     mean, m2 = call.new_statistics(), call.new_statistics()
     call.run("moments", call.x, mean, m2)
     return call.to_pattern(mean), call.to_pattern(m2)
@@ -181,7 +201,7 @@ def apply(
     x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish, mask: Tensor | None = None
 ) -> Tensor:
     """y = activation((x − mean) · rstd · (offset + weight) + bias + residual)."""
-    call = _Call(x, pattern, finish)
+    call = _Call(x, pattern, finish, mask=mask)
     y = call.new_output()
     call.run("apply", call.x, y, call.to_memory(mean), call.to_memory(rstd), call.weight, call.bias, call.residual)
     return call.natural(y)
@@ -191,7 +211,7 @@ def forward(
     x: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Moments, then apply, while the values are in cache: y, mean, M2."""
-    call = _Call(x, pattern, finish, centered, eps)
+    call = _Call(x, pattern, finish, centered, eps, mask=mask)
     y, mean, m2 = call.new_output(), call.new_statistics(), call.new_statistics()
     call.run("forward", call.x, y, mean, m2, call.weight, call.bias, call.residual)
     return call.natural(y), call.to_pattern(mean), call.to_pattern(m2)
@@ -201,7 +221,7 @@ def grad_sums(
     dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
-    call = _Call(x, pattern, finish, dy=dy)
+    call = _Call(x, pattern, finish, dy=dy, mask=mask)
     s1, s2 = call.new_statistics(), call.new_statistics()
     d_weight, d_bias = call.new_parameter(), call.new_parameter()
     statistics = (call.to_memory(mean), call.to_memory(rstd))
@@ -221,7 +241,7 @@ def grad_input(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """dx = rstd · (γ·dz − c1 − x̂·c2), and dz for the residual."""
-    call = _Call(x, pattern, finish, dy=dy)
+    call = _Call(x, pattern, finish, dy=dy, mask=mask)
     dx, dz = call.new_output(), call.new_residual_gradient()
     statistics = (call.to_memory(mean), call.to_memory(rstd))
     sums = (None if c is None else call.to_memory(c) for c in (c1, c2))
@@ -241,7 +261,7 @@ def backward(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The sums, then the input's gradient, while the values are in cache: dx, Σ dz·x̂, Σ dz, dz."""
-    call = _Call(x, pattern, finish, centered, eps, dy)
+    call = _Call(x, pattern, finish, centered, eps, dy, mask)
     dx, dz = call.new_output(), call.new_residual_gradient()
     d_weight, d_bias = call.new_parameter(), call.new_parameter()
     statistics = (call.to_memory(mean), call.to_memory(m2))
@@ -260,14 +280,17 @@ class _Call(Operands):
         centered: bool = True,
         eps: float = 0.0,
         dy: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         parameters = [p for p in (finish.weight, finish.bias) if p is not None]
         dtype = reduce(torch.promote_types, (p.dtype for p in parameters)) if parameters else x.dtype
         plan, self.native = _prepared(
             *(pattern, finish.affine, finish.epilogue, centered, eps, x.dtype, dtype),
             *(x.shape, x.stride(), None if dy is None else dy.stride()),
+            None if mask is None else mask.shape,
         )
-        super().__init__(plan, x, finish, dy)
+        super().__init__(plan, x, finish, dy, mask)
+        self.flags = None if mask is None else self._laid(mask, pattern.bind(x.shape))
         self.weight, self.bias = self.parameter(finish.weight, dtype), self.parameter(finish.bias, dtype)
 
     @property
@@ -281,4 +304,12 @@ class _Call(Operands):
 
     def run(self, verb: str, *operands: Tensor | None) -> None:
         """Call a verb of the extension with the operands' addresses."""
-        getattr(self.native, verb)(*[0 if o is None else o.data_ptr() for o in operands])
+        getattr(self.native, verb)(*[0 if o is None else o.data_ptr() for o in (*operands, self.flags)])
+
+    def _laid(self, mask: Tensor, binding: Binding) -> Tensor:
+        """The mask as the extension reads it: in memory's order, dense in the levels in which it varies."""
+        flags = _flags(self.plan, binding, mask.shape)
+        order = [i for level in self.plan.factors for i in level]
+        single = [i for i in range(len(binding.shape)) if i not in order]
+        split = masks.split(mask, binding).permute(*single, *order)
+        return split.expand([1] * len(single) + [n for level in flags for n in level]).contiguous()

@@ -14,8 +14,10 @@ __all__ = ["Operands"]
 class Operands:
     """The tensors of one call where a fused kernel wants them."""
 
-    def __init__(self, plan: Plan, x: Tensor, finish: Finish, dy: Tensor | None = None) -> None:
-        self.plan, self.like, self.finish = plan, x, finish
+    def __init__(
+        self, plan: Plan, x: Tensor, finish: Finish, dy: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
+        self.plan, self.like, self.finish, self.mask = plan, x, finish, mask
         self.x = x if plan.x is not None else self.dense(x)
         self.dy = dy if dy is None or (plan.dy is not None and not dy.is_neg()) else self.dense(dy)
         self.residual, self.output = self._beside(finish.residual), self._beside(finish.output)
@@ -26,8 +28,8 @@ class Operands:
 
     def new_residual_gradient(self) -> Tensor | None:
         """Room for dz, where it is wanted and not dy."""
-        bent = self.finish.epilogue.activation != "identity"
-        return self.new_output() if bent and self.finish.has_residual else None
+        differs = self.finish.epilogue.activation != "identity" or self.mask is not None
+        return self.new_output() if differs and self.finish.has_residual else None
 
     def residual_gradient(self, dy: Tensor, dz: Tensor | None) -> Tensor | None:
         """The residual's gradient."""

@@ -110,7 +110,7 @@ def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     dx, d_weight, d_bias, d_residual = found(
         *(dy, x, mean, spread, weight, bias, residual, output, mask, *ctx.settings, ctx.given, needs[0] or needs[5])
     )
-    if ctx.settings.activation == "identity":
+    if ctx.settings.activation == "identity" and needs[5]:
         d_residual = dy if mask is None else dy.where(mask, 0)
     return (
         dx if needs[0] else None,

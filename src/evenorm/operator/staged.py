@@ -166,7 +166,7 @@ class _Staged(torch.autograd.Function):
             c1 = s1 / count
             c1 = c1 if d is None else c1 - d * c2
             dx, d_residual = verbs.grad_input(*tensors, c1 if settings.centered else None, c2, settings)
-        if settings.activation == "identity":
+        if settings.activation == "identity" and needs[3]:
             d_residual = dy if mask is None else dy.where(mask, 0)
         return (
             dx if needs[0] else None,
