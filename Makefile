@@ -40,7 +40,7 @@ readme-figures: $(READY) ## put the newest of benchmarks/ into the README
 	$(BIN)/evenorm bench --from $(FIGURES) --readme README.md
 
 docs: $(WRITERS) ## the documentation's site in build/site; a broken link or a public name without a page fails
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 screenshots: docs ## pictures of the site, the explorer and a lab report in build/screenshots; needs Chromium
 	@mkdir -p build

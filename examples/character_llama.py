@@ -2,7 +2,7 @@
 
     python examples/character_llama.py [text file]
 
-Without a file it reads the Zen of Python, over and over.
+Without a file it reads the Zen of Python.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main(steps: int = 200, file: Path | None = None) -> float:
     torch.manual_seed(0)
     import this
 
-    text = file.read_text(encoding="utf-8") if file else codecs.decode(this.s, "rot13") * 2
+    text = file.read_text(encoding="utf-8") if file else codecs.decode(this.s, "rot13")
     alphabet = sorted(set(text))
     data = torch.tensor([alphabet.index(character) for character in text])
     model, loss = Llama(len(alphabet)), torch.tensor(0.0)

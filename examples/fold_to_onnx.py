@@ -45,7 +45,13 @@ def main(file: Path = Path("folded.onnx")) -> float:
         folded, report = evenorm.fold(model, example, inplace=False, report=True)
         print(report)
         torch.onnx.export(
-            folded, (example,), str(file), dynamo=True, verbose=False, dynamic_shapes=({0: "batch"},), external_data=False
+            folded,
+            (example,),
+            str(file),
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=({0: "batch"},),
+            external_data=False,
         )
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0].name

@@ -2,8 +2,8 @@
 
     python examples/ragged_sequences.py
 
-The same network twice, with and without the lengths, on short sequences padded to long ones. Without them the padding is
-in every mean and variance, and an answer depends on how long the longest sequence of its batch is.
+The same network twice, with and without the lengths, on short sequences padded to long ones. Without them the padding
+is in every mean and variance, and an answer depends on how long the longest sequence of its batch is.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def tones(count: int, longest: int = 96) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def main(steps: int = 60) -> dict[str, float]:
-    """Train both; return by how much more padding changes their answers in evaluation after it."""
+    """Train both; return by how much more padding changes their answers."""
     moved = {}
     for name, masked in (("with lengths", True), ("without", False)):
         torch.manual_seed(0)

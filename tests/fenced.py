@@ -58,7 +58,7 @@ def play(found: list[Block], folder: Path) -> None:
         elif block.language == "python":
             # So that a failure shows the page and its line.
             code = compile("\n" * (block.line - 1) + block.code, str(block.page), "exec")
-            exec(code, names)  # noqa: S102
+            exec(code, names)
         elif block.language == "pycon":
             _converse(block, names)
         elif block.language == "bash":

@@ -31,11 +31,12 @@ def example(name: str, *needed: str) -> ModuleType:
 
 
 def test_image_classifier(capsys: pytest.CaptureFixture[str]) -> None:
-    accuracy = example("image_classifier", "sklearn").main(epochs=2)
-    assert accuracy > 0.6
+    accuracy = example("image_classifier", "sklearn").main(epochs=1)
+    assert accuracy > 0.3
     assert "nothing found" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_finetune_transformer(capsys: pytest.CaptureFixture[str]) -> None:
     loss = example("finetune_transformer", "transformers", "accelerate").main(steps=4)
     said = capsys.readouterr().out
@@ -44,16 +45,17 @@ def test_finetune_transformer(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4 steps watched" in said
 
 
+@pytest.mark.slow
 def test_lightning_monitor() -> None:
     assert example("lightning_monitor", "lightning").main(steps=8) == ("EN112",)
 
 
 def test_unet() -> None:
-    assert example("unet").main(steps=25) > 0.3
+    assert example("unet").main(steps=12) > 0.1
 
 
 def test_character_llama() -> None:
-    assert example("character_llama").main(steps=25) < 3.0
+    assert example("character_llama").main(steps=15) < 3.3
 
 
 def test_ragged_sequences() -> None:
@@ -62,6 +64,7 @@ def test_ragged_sequences() -> None:
     assert moved["without"] > 0.1
 
 
+@pytest.mark.slow
 def test_fold_to_onnx(tmp_path: Path) -> None:
     module = example("fold_to_onnx", "onnx", "onnxscript", "onnxruntime")
     assert module.main(tmp_path / "folded.onnx") < 1e-4
@@ -92,6 +95,6 @@ def test_every_example_is_tested() -> None:
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.stem)
 def test_short_and_introduced(file: Path) -> None:
     lines = file.read_text(encoding="utf-8").splitlines()
-    assert len(lines) < 90
+    assert len(lines) < 85
     assert lines[0].startswith('"""')
     assert lines[0].endswith(".")

@@ -99,13 +99,11 @@ class Block:
     def edges(self) -> str:
         """The lines between elements on the three faces of the block that are turned to the reader."""
         first, second, third = self.sizes
-        lines = []
-        for a in range(first + 1):
-            lines.append([(a, 0, 0), (a, second, 0), (a, second, third)])
-        for b in range(second + 1):
-            lines.append([(0, b, 0), (first, b, 0), (first, b, third)])
-        for c in range(1, third + 1):
-            lines.append([(0, second, c), (first, second, c), (first, 0, c)])
+        lines = [
+            *([(a, 0, 0), (a, second, 0), (a, second, third)] for a in range(first + 1)),
+            *([(0, b, 0), (first, b, 0), (first, b, third)] for b in range(second + 1)),
+            *([(0, second, c), (first, second, c), (first, 0, c)] for c in range(1, third + 1)),
+        ]
         return f'<path class="edge" d="{"".join(map(_path, lines))}"/>'
 
     def labels(self) -> Iterator[str]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+import tomllib
+
 __all__ = ["LIBRARIES", "ComparisonError", "page"]
 
-LIBRARIES = {"evenorm": "evenorm", "torch": "torch.nn", "timm": "timm", "apex": "apex", "keras": "Keras", "flax": "Flax"}
+LIBRARIES = {
+    "evenorm": "evenorm",
+    "torch": "torch.nn",
+    "timm": "timm",
+    "apex": "apex",
+    "keras": "Keras",
+    "flax": "Flax",
+}
 
 
 class ComparisonError(ValueError):
@@ -28,6 +36,8 @@ def page(file: Path) -> str:
     sources = [f"{number}. [{source}]({source})" for source, number in notes.items()]
     return "\n".join(
         [
+            "---\nhide: [navigation, toc]\n---",
+            "",
             "# Comparison",
             "",
             content["about"].strip(),
@@ -52,5 +62,7 @@ def _row(row: Mapping[str, object], sources: Mapping[str, str], notes: dict[str,
                 number = notes.setdefault(sources[source], len(notes) + 1)
                 cells.append(f"{text} [[{number}]](#sources)")
             case other:
-                raise ComparisonError(f"{row['what']!r}, {LIBRARIES[key]}: expected a text and its source, got {other!r}")
+                raise ComparisonError(
+                    f"{row['what']!r}, {LIBRARIES[key]}: expected a text and its source, got {other!r}"
+                )
     return f"| {' | '.join(cells)} |"

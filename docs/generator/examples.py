@@ -23,4 +23,4 @@ def _section(file: Path) -> str:
     said = ast.get_docstring(ast.parse(source)) or ""
     title, _, _ = said.partition("\n")
     code = source.partition('"""\n\n')[2]
-    return f"## {file.stem}\n\n{title}\n\n```python title=\"examples/{file.name}\"\n{code.strip()}\n```\n"
+    return f'## {file.stem}\n\n{title}\n\n```python title="examples/{file.name}"\n{code.strip()}\n```\n'

@@ -14,7 +14,7 @@ _ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(_ROOT / "docs"))
 
 from evenorm.doctor import documentation  # noqa: E402
-from generator import comparison, examples, formulas, layers, macros, names, performance  # noqa: E402
+from generator import commands, comparison, examples, formulas, layers, macros, names, performance  # noqa: E402
 
 
 def made() -> dict[str, str]:
@@ -22,6 +22,7 @@ def made() -> dict[str, str]:
     return {
         **layers.pages(),
         **{f"rules/{name}": text for name, text in documentation.pages().items()},
+        "reference/command.md": commands.page(),
         "performance.md": performance.page(_ROOT / "benchmarks"),
         "comparison.md": comparison.page(_ROOT / "docs" / "comparison.toml"),
         "examples.md": examples.page(_ROOT / "examples"),
@@ -41,7 +42,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for title, below in entry.items():
             if title in ("Layers", "Rules"):
                 folder = title.lower()
-                below += sorted(name for name in pages if name.startswith(f"{folder}/") and not name.endswith("index.md"))
+                below += sorted(
+                    name for name in pages if name.startswith(f"{folder}/") and not name.endswith("index.md")
+                )
     return files
 
 

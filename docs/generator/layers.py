@@ -83,8 +83,8 @@ def index() -> str:
         [
             "# Layers",
             "",
-            "Each takes torch's constructor arguments and loads torch's state dicts. Brackets mark the axes whose elements",
-            "share one mean and one variance: [Patterns](../patterns.md) reads them out.",
+            "Each takes torch's constructor arguments and loads torch's state dicts. Brackets mark the axes whose",
+            "elements share one mean and one variance: [Patterns](../patterns.md) reads them out.",
             "",
             "| layer | pattern | weight and bias on |",
             "|---|---|---|",
@@ -107,13 +107,11 @@ def _page(name: str) -> str:
         [
             f"# {name}",
             "",
-            f"Pattern `{_open(recipe.pattern)}`{'' if recipe.centered else ', not centered'}.",
-            "",
             Block(drawn.pattern, small).svg(),
             "",
             f"*The colored elements share {share}: `{spelled}` on a tensor of {_times(small)}.*",
             "",
-            f"| input | statistics | values for each | parameters | history |",
+            "| input | statistics | values for each | parameters | history |",
             "|---|---|---|---|---|",
             f"| {_times(shape)} | {found.statistics:,} | {found.values:,} | {found.parameters:,} | {history} |",
             "",
@@ -121,6 +119,7 @@ def _page(name: str) -> str:
             "",
             f"::: evenorm.{name}",
             "    options:",
+            "      heading: Arguments",
             "      members: false",
             "",
         ]
@@ -133,7 +132,7 @@ def _norm() -> str:
         [
             "# Norm",
             "",
-            "The layer for every pattern that has no layer of its own: queries and keys normalized per head, for example.",
+            "The layer for every pattern that has no layer of its own: queries and keys normalized per head, say.",
             "",
             Block(Pattern.parse("b h [d]"), (4, 6, 4)).svg(),
             "",
@@ -141,6 +140,7 @@ def _norm() -> str:
             "",
             "::: evenorm.Norm",
             "    options:",
+            "      heading: Arguments",
             "      members: false",
             "",
             "## At the call",
@@ -157,7 +157,17 @@ def _weight(name: str) -> str:
     text, about = _WEIGHTS[name]
     picture = [Block(Pattern.parse(text), (4, 6)).svg(), ""] if text else []
     return "\n".join(
-        [f"# {name}", "", f"{about[:1].upper()}{about[1:]}.", "", *picture, f"::: evenorm.{name}", ""]
+        [
+            f"# {name}",
+            "",
+            f"{about[:1].upper()}{about[1:]}.",
+            "",
+            *picture,
+            f"::: evenorm.{name}",
+            "    options:",
+            "      heading: Arguments",
+            "",
+        ]
     )
 
 

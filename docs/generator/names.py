@@ -16,7 +16,7 @@ _DIRECTIVE = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
 def documented(pages: Iterable[str]) -> list[str]:
     """Everything that the pages document, by its dotted name.
 
-    >>> documented(["# Page\\n\\n::: evenorm.Norm\\n"])
+    >>> documented(["::: evenorm.Norm"])
     ['evenorm.Norm']
     """
     return [name for page in pages for name in _DIRECTIVE.findall(page)]

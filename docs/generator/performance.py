@@ -12,13 +12,13 @@ from evenorm.bench.summary import PASSES
 
 __all__ = ["newest", "page"]
 
-_NONE = """No run has been recorded yet, so there are no figures here. `make bench` makes them: it times every layer, layers
-with their activation and residual, and whole steps against torch, torch.compile, JAX and onnxruntime, and
+_NONE = """No run has been recorded yet, so there are no figures here. `make bench` makes them: it times every layer,
+layers with their activation and residual, and whole steps against torch, torch.compile, JAX and onnxruntime, and
 writes `benchmarks/<date>.json`, from which this page is made.
 """
 
-_HOW = """A result that disagrees with the float64 reference gets no time. Variants take turns within a row; a ratio is that
-of medians, above 1 where evenorm is faster, with a paired 95 % interval. *Fresh* memory is handed out by the
+_HOW = """A result that disagrees with the float64 reference gets no time. Variants take turns within a row; a ratio is
+that of medians, above 1 where evenorm is faster, with a paired 95 % interval. *Fresh* memory is handed out by the
 operating system at each call, *reused* memory is the allocator's.
 """
 
@@ -36,7 +36,7 @@ def page(folder: Path) -> str:
     run = Run.read(file)
     return "\n".join(
         [
-            f"# Performance\n\n{_HOW}\n## Geometric means\n",
+            f"---\nhide: [navigation, toc]\n---\n\n# Performance\n\n{_HOW}\n## Geometric means\n",
             figures(run),
             f"## Every row\n\nAll of `benchmarks/{file.name}`, measured on {line(run.machine)}.\n",
             "| what | dtype | pass | memory | evenorm, ms | torch ÷ evenorm [95 %] | error, of its bound |",
