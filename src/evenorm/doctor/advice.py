@@ -6,6 +6,7 @@ and 32 as the least; the standard error of a scale of n values is 1/√(2n).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,13 +51,14 @@ class Advice:
         return asdict(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.padding import Padding
         from rich.text import Text
 
+        from evenorm.doctor.formats.text import Indented
+
         yield Text(f"{self.layers}: {self.use}", style="bold")
-        yield Padding(Text(self.because), (0, 0, 0, 4))
+        yield Indented(Text(self.because), first=4)
         if self.convert:
-            yield Padding(Text(self.convert, style="green"), (0, 0, 0, 4))
+            yield Indented(Text(self.convert, style="green"), first=4, rest=8)
 
 
 def advise(subject: Subject) -> list[Advice]:
@@ -75,9 +77,7 @@ def _advice(subject: Subject, calls: Sequence[Call]) -> Iterator[Advice]:
     batch = [call for call in calls if call.site.kind == "batch" and not call.recomputed]
     learning = [call for call in batch if call.site.uses_batch(training=True)]
     if learning:
-        facts = Facts.of(subject, learning)
-        use, because, convert = next(found for case in CASES if (found := case(facts)) is not None)
-        yield Advice(_named(learning, "batch norm"), use, because, convert)
+        yield from _for_batches(learning, Network.of(subject, learning))
     frozen = [call for call in batch if not call.site.uses_batch(training=True)]
     if frozen:
         because = "its statistics are frozen: neither the batch size nor the mode touches them"
@@ -88,29 +88,44 @@ def _advice(subject: Subject, calls: Sequence[Call]) -> Iterator[Advice]:
             yield _for_samples(own, name)
 
 
+def _for_batches(calls: Sequence[Call], network: Network) -> Iterator[Advice]:
+    """For batch norms: layers of one advice together, with the figures of the one that has the fewest values."""
+    together: dict[tuple[str, str], list[tuple[Facts, str]]] = {}
+    for call in _fewest_of_each(calls):
+        facts = Facts.of(call, network)
+        use, because, convert = next(found for case in CASES if (found := case(facts)) is not None)
+        together.setdefault((use, convert), []).append((facts, because))
+    for (use, convert), group in together.items():
+        _, because = min(group, key=lambda found: found[0].values)
+        yield Advice(_named([facts.call for facts, _ in group], "batch norm"), use, because, convert)
+
+
+def _fewest_of_each(calls: Sequence[Call]) -> list[Call]:
+    """Of each site the call with the fewest values."""
+    fewest: dict[Site, Call] = {}
+    for call in calls:
+        if call.site not in fewest or call.values < fewest[call.site].values:
+            fewest[call.site] = call
+    return list(fewest.values())
+
+
 @dataclass(frozen=True)
-class Facts:
-    """What was measured for the batch norms of a model.
+class Network:
+    """What was measured of the whole model.
 
     Attributes:
-        fewest: the call with the fewest values per channel.
-        values: those, on one process, at the training's batch size.
-        size: that batch size.
+        samples: of the batch.
+        size: of the training's batches, on one process.
         world: processes that train together.
-        synced: whether the layer takes the statistics of all of them.
-        vectors: whether its input has no positions.
         repeated: the most calls of one layer in a pass.
         recurrent, attentive: the class of a recurrent layer, and whether there is attention.
         lengths: the shortest and the longest item, where a mask or lengths are given.
         parameters: of the whole model.
     """
 
-    fewest: Call
-    values: int
+    samples: int
     size: int
     world: int
-    synced: bool
-    vectors: bool
     repeated: int
     recurrent: str | None
     attentive: bool
@@ -118,23 +133,18 @@ class Facts:
     parameters: int
 
     @staticmethod
-    def of(subject: Subject, calls: Sequence[Call]) -> Facts:
+    def of(subject: Subject, calls: Sequence[Call]) -> Network:
         """Count."""
         samples = max(subject.inputs.samples, 1) if subject.inputs is not None else 1
-        size = subject.batch_size or samples
-        fewest = min(calls, key=lambda call: call.values)
         modules = list(subject.model.modules())
         functional = subject.trace.functional if subject.trace is not None else []
         found = marked(subject)
         lengths = found.valid.sum(1) if found is not None else None
-        return Facts(
-            fewest=fewest,
-            values=max(fewest.values * size // samples, 1),
-            size=size,
+        return Network(
+            samples=samples,
+            size=subject.batch_size or samples,
             world=processes(subject),
-            synced=is_synchronized(fewest.site),
-            vectors=len(fewest.shape) < 3,
-            repeated=max(sum(call.site is site for call in calls) for site in {call.site for call in calls}),
+            repeated=max(Counter(call.site for call in calls).values()),
             recurrent=next((type(m).__name__ for m in modules if isinstance(m, (nn.RNNBase, nn.RNNCellBase))), None),
             attentive=any(isinstance(m, nn.MultiheadAttention) for m in modules)
             or any(call.name == "attention" for call in functional),
@@ -142,18 +152,43 @@ class Facts:
             parameters=sum(p.numel() for p in subject.model.parameters()),
         )
 
+
+@dataclass(frozen=True)
+class Facts:
+    """What was measured for one batch norm.
+
+    Attributes:
+        network: what was measured of the model around it.
+        call: the one with the fewest values per channel.
+        values: those, on one process, at the training's batch size.
+        synced: whether the layer takes the statistics of all processes.
+        vectors: whether its input has no positions.
+    """
+
+    network: Network
+    call: Call
+    values: int
+    synced: bool
+    vectors: bool
+
+    @staticmethod
+    def of(call: Call, network: Network) -> Facts:
+        """Count."""
+        values = max(call.values * network.size // network.samples, 1)
+        return Facts(network, call, values, is_synchronized(call.site), len(call.shape) < 3)
+
     @property
     def together(self) -> int:
         """Values per channel that the layer takes its statistics from."""
-        return self.values * (self.world if self.synced else 1)
+        return self.values * (self.network.world if self.synced else 1)
 
     @property
     def counted(self) -> str:
         """The count in words."""
-        ranks = f" on each of {self.world} processes" if self.world > 1 else ""
+        ranks = f" on each of {self.network.world} processes" if self.network.world > 1 else ""
         return (
-            f"{self.values} values per channel{ranks} at {self.fewest.site.path or 'the root'} with a batch of "
-            f"{self.size}: the scale is uncertain by {(2 * self.together) ** -0.5:.0%}"
+            f"{self.values} values per channel{ranks} at {self.call.site.path or 'the root'} with a batch of "
+            f"{self.network.size}: the scale is uncertain by {(2 * self.together) ** -0.5:.0%}"
         )
 
     @property
@@ -173,7 +208,7 @@ Case = Callable[[Facts], "tuple[str, str, str] | None"]
 
 
 def _online(facts: Facts) -> tuple[str, str, str] | None:
-    if facts.size > 1:
+    if facts.network.size > 1:
         return None
     use, convert = facts.per_sample
     return (
@@ -184,23 +219,27 @@ def _online(facts: Facts) -> tuple[str, str, str] | None:
 
 
 def _recurrent(facts: Facts) -> tuple[str, str, str] | None:
-    if facts.recurrent is None and (facts.repeated < 3 or not facts.vectors):
+    if facts.network.recurrent is None and (facts.network.repeated < 3 or not facts.vectors):
         return None
     use, convert = facts.per_position
-    what = f"{facts.recurrent} is recurrent" if facts.recurrent else f"one layer runs {facts.repeated} times in a pass"
+    what = (
+        f"{facts.network.recurrent} is recurrent"
+        if facts.network.recurrent
+        else f"one layer runs {facts.network.repeated} times in a pass"
+    )
     return use, f"{what}: each step has statistics of its own, and running averages mix them", convert
 
 
 def _of_many_lengths(facts: Facts) -> tuple[str, str, str] | None:
-    if facts.lengths is None or facts.lengths[0] == facts.lengths[1]:
+    if facts.network.lengths is None or facts.network.lengths[0] == facts.network.lengths[1]:
         return None
     use, convert = facts.per_position
-    shortest, longest = facts.lengths
+    shortest, longest = facts.network.lengths
     return use, f"items have {shortest} to {longest} positions: padding is in the statistics, unless masked", convert
 
 
 def _attentive(facts: Facts) -> tuple[str, str, str] | None:
-    if not facts.attentive:
+    if not facts.network.attentive:
         return None
     use, convert = facts.per_position
     return use, f"the model has attention, over sequences that vary from batch to batch; {facts.counted}", convert
@@ -210,8 +249,8 @@ def _scarce(facts: Facts) -> tuple[str, str, str] | None:
     if facts.together >= ENOUGH:
         return None
     least = f"{facts.counted}; articles name {LEAST}, {MIDDLE} and {ENOUGH} as the least ({CURVE})"
-    if facts.world > 1 and not facts.synced and facts.values * facts.world >= ENOUGH:
-        together = f"; all processes have {facts.values * facts.world} together"
+    if facts.network.world > 1 and not facts.synced and facts.values * facts.network.world >= ENOUGH:
+        together = f"; all processes have {facts.values * facts.network.world} together"
         return "synchronized batch norm", least + together, 'evenorm.convert(model, to="sync")'
     use, convert = facts.per_sample
     if facts.together < LEAST:
@@ -220,11 +259,10 @@ def _scarce(facts: Facts) -> tuple[str, str, str] | None:
 
 
 def _small(facts: Facts) -> tuple[str, str, str] | None:
-    if facts.parameters >= FEW_PARAMETERS:
+    if facts.network.parameters >= FEW_PARAMETERS:
         return None
-    because = (
-        f"{facts.counted}; in a network of {facts.parameters:,} parameters a normalizer may cost more than it wins"
-    )
+    parameters = f"in a network of {facts.network.parameters:,} parameters"
+    because = f"{facts.counted}; {parameters} a normalizer may cost more than it wins"
     return "batch norm, or none", because, "torch.nn.Identity()  # in place of each batch norm, to compare"
 
 

@@ -16,7 +16,7 @@ from evenorm.doctor import loading
 from evenorm.doctor.advice import advise
 from evenorm.doctor.examination import Examination
 from evenorm.doctor.examine import admit, judge
-from evenorm.doctor.formats import github, html, json, sarif
+from evenorm.doctor.formats import github, html, json, sarif, text
 from evenorm.doctor.rule import HEADINGS, rules, selected
 from evenorm.doctor.settings import Settings
 from evenorm.doctor.subject import Subject
@@ -82,7 +82,7 @@ def _shown(subject: Subject, arguments: Arguments) -> int:
     if arguments.format == "json":
         sys.stdout.write(json.text([part.to_dict() for part in parts]) + "\n")
     else:
-        Console(soft_wrap=True).print(*parts, sep="\n")
+        text.terminal().print(*(parts or [Text("no normalization layer was reached")]), sep="\n")
     return 0
 
 
@@ -105,7 +105,7 @@ def _given(arguments: Arguments, settings: Settings, model: Any) -> dict[str, An
 
 def _show(found: Examination, form: str) -> None:
     if form == "text":
-        Console(soft_wrap=True).print(found)
+        text.terminal().print(found)
     else:
         sys.stdout.write(DOCUMENTS[form](found) + "\n")
 
@@ -127,7 +127,7 @@ def list_rules() -> int:
         table.add_column(heading, no_wrap=heading != "finds")
     for rule in rules():
         table.add_row(rule.code, rule.severity, rule.name, rule.title)
-    Console().print(table)
+    text.terminal().print(table)
     return 0
 
 
@@ -135,12 +135,13 @@ def explain_rule(code: str) -> int:
     """Print one rule's page."""
     for rule in rules():
         if code.upper() == rule.code or code == rule.name:
-            console = Console(soft_wrap=True)
+            console = Console()
             console.print(Text(f"{rule.code} {rule.name} ({rule.severity})", style="bold"))
             console.print(Text(rule.title))
             for heading in HEADINGS:
                 console.print(Text(f"\n{heading}", style="bold"))
-                console.print(Text(rule.texts[heading]))
+                # Broken anew for this terminal.
+                console.print(Text(" ".join(rule.texts[heading].replace("``", "`").split())))
             return 0
     sys.stderr.write(f"--explain: no rule is called {code!r}; `evenorm examine --rules` lists them\n")
     return UNUSABLE

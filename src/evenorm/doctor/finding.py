@@ -9,10 +9,19 @@ from typing import Any, Literal
 
 from torch import nn
 
-__all__ = ["SEVERITIES", "Finding", "Fix", "Place", "Severity", "Symptom"]
+__all__ = ["SEVERITIES", "Finding", "Fix", "Place", "Severity", "Symptom", "counted"]
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+
+
+def counted(number: int, thing: str, things: str | None = None) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "batch norm"), counted(2, "pass", "passes")
+    ('1 batch norm', '2 passes')
+    """
+    return f"{number} {thing if number == 1 else things or f'{thing}s'}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from evenorm.doctor.formats.html import framed
 from evenorm.doctor.formats.text import shown
@@ -17,18 +17,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Row", "Table", "table"]
 
+# By attribute of a row: the heading on a page, and in a terminal.
 HEADINGS = {
-    "path": "path",
-    "kind": "kind",
-    "mode": "mode",
-    "values": "values per statistic",
-    "mean": "mean",
-    "deviation": "std",
-    "saturated": "saturated",
-    "running": "running vs. batch",
-    "gradients": "gradient norms",
-    "updates": "updates",
+    "path": ("path", "path"),
+    "kind": ("kind", "kind"),
+    "mode": ("mode", "mode"),
+    "values": ("values per statistic", "values"),
+    "mean": ("mean", "mean"),
+    "deviation": ("standard deviation", "std"),
+    "saturated": ("saturated", "flat"),
+    "running": ("running vs. batch", "drift"),
+    "gradients": ("gradient norms", "gradients"),
+    "updates": ("updates", "upd."),
 }
+LEGEND = (
+    "values: per statistic; mean, std: of the input; flat: share beyond 3, where a sigmoid would be flat; drift: of "
+    "the running means from the batch's, in standard deviations; gradients: norms, in the order of the parameters; "
+    "upd.: updates of the running statistics"
+)
 # Beyond so many standard deviations a sigmoid or tanh is flat.
 SATURATED = 3.0
 
@@ -73,17 +79,32 @@ class Table:
 
     def html(self) -> str:
         """A page of its own."""
-        head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS.values())
+        head = "".join(f"<th>{escape(heading)}</th>" for heading, _ in HEADINGS.values())
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.cells())
         return framed("Normalization layers", f"<table><tr>{head}</tr>{body}</table>")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table as Grid
+        from rich.text import Text
 
-        grid = Grid(*HEADINGS.values(), box=None)
-        for row in self.cells():
-            grid.add_row(*row)
+        grid = Grid(box=None, padding=(0, 1, 0, 0))
+        for name, (_, heading) in HEADINGS.items():
+            is_text = name in ("path", "kind", "mode")
+            overflow: Literal["fold", "ellipsis"] = "fold" if name == "path" else "ellipsis"
+            grid.add_column(heading, no_wrap=name != "path", justify="left" if is_text else "right", overflow=overflow)
+        for row in self.rows:
+            grid.add_row(*(_short(getattr(row, name)) for name in HEADINGS))
         yield grid
+        yield Text(LEGEND, style="dim")
+
+
+def _short(value: object) -> str:
+    """A cell of a terminal: numbers of two digits, and no names of parameters."""
+    if isinstance(value, dict):
+        return " ".join(map(_short, value.values()))
+    if isinstance(value, float):
+        return f"{value:.2g}"
+    return {"training": "train", "evaluation": "eval", None: ""}.get(value, str(value))  # type: ignore[call-overload, no-any-return]
 
 
 def _cell(value: object) -> str:

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from evenorm.doctor.finding import Fix, Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom, counted
 from evenorm.doctor.probes.batch_mates import batch_mates
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
@@ -53,7 +53,7 @@ def _standing(subject: Subject) -> Iterator[Symptom]:
     moved = "" if found is None else f"; a sample's answer moves by {found.change:.2g} of its size with its neighbors"
     yield Symptom(
         sites[0].path,
-        f"{len(sites)} batch norms stand in training mode in a model for inference{moved}",
+        f"a model for inference with {counted(len(sites), 'batch norm')} in training mode{moved}",
         "call model.eval() before predicting",
         {"batch norms": len(sites)} | ({} if found is None else {"change of a sample's answer": found.change}),
         Fix("model.eval()", subject.model.eval),
@@ -81,8 +81,8 @@ def _running(subject: Subject) -> Iterator[Symptom]:
     if passes:
         yield Symptom(
             path,
-            f"{passes} passes without gradients ran in training mode: their answers depend on the batch, and they "
-            f"moved the running statistics",
+            f"{counted(passes, 'pass', 'passes')} without gradients ran in training mode: the answers depend on the "
+            f"batch, and the running statistics moved",
             "call model.eval() before validating, and model.train() afterwards",
             {"passes": passes},
         )

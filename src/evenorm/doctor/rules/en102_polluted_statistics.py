@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evenorm.doctor.finding import Severity, Symptom
+from evenorm.doctor.finding import Severity, Symptom, counted
 from evenorm.doctor.probes.purity import impure
 from evenorm.doctor.record import Record, SiteCall, Step
 from evenorm.doctor.rule import Specimen
@@ -66,8 +66,8 @@ def _running(subject: Subject, record: Record) -> Iterator[Symptom]:
     if warming or unused:
         yield Symptom(
             first,
-            f"{warming + unused} passes that were not training moved the running statistics: {warming} before it "
-            f"began, {unused} whose gradients were never asked for",
+            f"{counted(warming + unused, 'pass', 'passes')} outside the training moved the running statistics: "
+            f"{warming} before it began, {unused} whose gradients were never asked for",
             "run them after model.eval(), and go on after model.train()",
             {"before training": warming, "without a backward": unused},
         )

@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import SGD, Optimizer
 
-from evenorm.doctor.finding import Fix, Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom, counted
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
 
@@ -69,8 +69,8 @@ def _asleep(subject: Subject) -> str:
     frozen = bool(own) and not any(p.requires_grad for p in own)
     dropouts = [m for m in subject.model.modules() if isinstance(m, _DropoutNd) and m.p > 0]
     parts = [
-        f"the batch statistics of {len(norms)} batch norms" if norms and not frozen else "",
-        f"{len(dropouts)} dropouts" if dropouts else "",
+        f"the batch statistics of {counted(len(norms), 'batch norm')}" if norms and not frozen else "",
+        counted(len(dropouts), "dropout") if dropouts else "",
     ]
     return " and ".join(filter(None, parts))
 

@@ -28,7 +28,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from evenorm.doctor.finding import Fix, Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom, counted
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
 from evenorm.surgery import freeze
@@ -49,7 +49,7 @@ def check(subject: Subject) -> Iterator[Symptom]:
             continue
         yield Symptom(
             path,
-            f"all parameters are frozen, but the statistics of {len(sites)} batch norms move with every batch",
+            f"all parameters are frozen, but the statistics of {counted(len(sites), 'batch norm')} still move",
             "call eval() on them after every model.train()",
             {"batch norms": len(sites), "first": sites[0].path},
             Fix(f"evenorm.freeze(model.get_submodule({path!r}))", partial(freeze, part)),

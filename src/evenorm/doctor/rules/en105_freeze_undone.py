@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evenorm.doctor.finding import Fix, Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom, counted
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
 from evenorm.surgery import freeze
@@ -48,7 +48,7 @@ def check(subject: Subject) -> Iterator[Symptom]:
                     seen[call.path].append(call.training)
         woken = [path for path, modes in seen.items() if False in modes and True in modes[modes.index(False) :]]
         if woken:
-            what = "stood in evaluation mode for some steps and in training mode for later ones"
+            what = "in evaluation mode for some steps, and in training mode for later ones"
             yield _symptom(subject, woken, what, None)
         return
     asleep = [site for site in still if not site.training]
@@ -58,14 +58,14 @@ def check(subject: Subject) -> Iterator[Symptom]:
         model.train()
         woken = [site.path for site in asleep if site.training and site.uses_batch()]
     if woken:
-        yield _symptom(subject, woken, "stand in evaluation mode; the next model.train() undoes it", "warning")
+        yield _symptom(subject, woken, "in evaluation mode, which the next model.train() undoes", "warning")
 
 
 def _symptom(subject: Subject, paths: list[str], what: str, severity: Severity | None) -> Symptom:
     heal = partial(freeze, subject.model, where=lambda path, layer: path in paths)
     return Symptom(
         paths[0],
-        f"{len(paths)} frozen batch norms {what}",
+        f"{counted(len(paths), 'frozen batch norm')} {what}",
         "freeze them after every train(), override train(), or use evenorm.freeze",
         {"batch norms": len(paths)},
         Fix(f"evenorm.freeze(model, where=lambda path, layer: path in {paths})", heal),

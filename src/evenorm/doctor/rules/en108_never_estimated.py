@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from evenorm.doctor.checkpoint import Checkpoint
-from evenorm.doctor.finding import Severity, Symptom
+from evenorm.doctor.finding import Severity, Symptom, counted
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.sites import Site
 from evenorm.doctor.subject import Subject
@@ -52,7 +52,7 @@ def check(subject: Subject) -> Iterator[Symptom]:
     if guilty:
         yield Symptom(
             guilty[0].path,
-            f"the running statistics of {len(guilty)} batch norms are still 0 and 1, though the model is trained",
+            f"the running statistics of {counted(len(guilty), 'batch norm')} are still 0 and 1 in a trained model",
             "gather them: evenorm.recalibrate(model, loader)",
             {"batch norms": len(guilty), "of": len(kept)},
         )

@@ -27,7 +27,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from evenorm.doctor.finding import Fix, Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom, counted
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.sites import Site
 from evenorm.doctor.subject import Subject
@@ -47,7 +47,7 @@ def check(subject: Subject) -> Iterator[Symptom]:
         yield Symptom(
             sites[0].path,
             f"momentum={momentum:g} keeps {meant:.3g} of the past at each step, in torch's convention, in "
-            f"{len(sites)} layers",
+            f"{counted(len(sites), 'layer')}",
             f"write momentum={meant:g} if {momentum:g} of the past should stay",
             {"momentum": momentum, "past kept per step": meant, "layers": len(sites)},
             Fix("evenorm.fix_momentum(model)", partial(fix_momentum, subject.model)),

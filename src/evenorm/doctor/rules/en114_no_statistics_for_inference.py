@@ -25,7 +25,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from evenorm.doctor.finding import Severity, Symptom
+from evenorm.doctor.finding import Severity, Symptom, counted
 from evenorm.doctor.probes.batch_mates import batch_mates_in_evaluation
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
@@ -45,7 +45,7 @@ def check(subject: Subject) -> Iterator[Symptom]:
         return
     yield Symptom(
         sites[0].path,
-        f"{len(sites)} batch norms keep no running statistics: in evaluation they use the batch's"
+        f"{counted(len(sites), 'batch norm')} without running statistics: evaluation uses the batch's"
         + ("" if found is None else f", and a sample's answer moves by {found.change:.2g} of its size with it"),
         "keep running statistics, or use a normalizer that does not look at the batch",
         {"batch norms": len(sites)} | ({} if found is None else {"change of a sample's answer": found.change}),

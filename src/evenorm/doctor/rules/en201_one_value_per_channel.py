@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
-from evenorm.doctor.finding import Fix, Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom, counted
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.sites import Site
 from evenorm.doctor.subject import Subject
@@ -52,7 +52,8 @@ def check(subject: Subject) -> Iterator[Symptom]:
     if sites:
         yield Symptom(
             sites[0].path,
-            f"{where} has one sample, which leaves one value per channel to {len(sites)} batch norms: it raises",
+            f"{where} has one sample, which leaves one value per channel to {counted(len(sites), 'batch norm')}: it "
+            f"raises",
             "set drop_last=True, or use a normalizer that does not look at the batch there",
             {"batch norms": len(sites), "samples in the smallest batch": 1},
             _drop_last(subject.loader),

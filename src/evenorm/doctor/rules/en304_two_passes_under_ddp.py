@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from evenorm.doctor.finding import Fix, Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom, counted
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
 
@@ -53,8 +53,8 @@ def check(subject: Subject) -> Iterator[Symptom]:
         if sites and passes:
             yield Symptom(
                 path,
-                f"{passes} passes began while an earlier one waited for its gradients; each broadcasts the statistics "
-                f"of {len(sites)} batch norms",
+                f"{counted(passes, 'pass', 'passes')} began while an earlier one waited for its gradients; each "
+                f"broadcasts the statistics of {counted(len(sites), 'batch norm')}",
                 "join the batches into one pass, or set forward_sync_buffers=False",
                 {"overlapping passes": passes, "batch norms": len(sites)},
                 Fix("model.forward_sync_buffers = False", partial(setattr, wrapper, "forward_sync_buffers", False)),

@@ -29,7 +29,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from evenorm.doctor.decay import Decayed, decays, undecay
-from evenorm.doctor.finding import Fix, Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom, counted
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
 
@@ -47,7 +47,7 @@ def check(subject: Subject) -> Iterator[Symptom]:
     parameters = [d.parameter for d in decayed]
     yield Symptom(
         decayed[0].site.path,
-        f"weight decay {decayed[0].decay:g} pulls the weights of {len(decayed)} normalizers towards 0",
+        f"weight decay {decayed[0].decay:g} pulls the weights of {counted(len(decayed), 'normalizer')} towards 0",
         "leave them out of the decay: evenorm.split_weight_decay(model)",
         {"normalizers": len(decayed), "weight decay": decayed[0].decay},
         Fix(

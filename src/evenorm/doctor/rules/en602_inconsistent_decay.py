@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from evenorm.doctor.decay import decays, undecay
-from evenorm.doctor.finding import Fix, Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom, counted
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
 
@@ -48,8 +48,8 @@ def check(subject: Subject) -> Iterator[Symptom]:
             parameters = [d.parameter for d in missed]
             yield Symptom(
                 missed[0].site.path,
-                f"{len(missed)} normalizers' {role}s decay ({missed[0].name} first) and {len(spared)} do not "
-                f"({spared[0].name} first)",
+                f"the {role}s of {counted(len(missed), 'normalizer')} decay ({missed[0].name} first), those of "
+                f"{counted(len(spared), 'other')} do not ({spared[0].name} first)",
                 "group by module: evenorm.split_weight_decay(model)",
                 {"decayed": len(missed), "spared": len(spared), "weight decay": missed[0].decay},
                 Fix(

@@ -53,8 +53,8 @@ def check(subject: Subject) -> Iterator[Symptom]:
         path, (updates, repeated) = next(iter(guilty.items()))
         yield Symptom(
             path,
-            f"one training step moves the statistics of {len(guilty)} checkpointed batch norms {updates} times, "
-            f"{repeated} of them in the backward pass",
+            f"one training step moves the statistics of {counted(len(guilty), 'checkpointed batch norm')} {updates} "
+            f"times, {repeated} of them in the backward pass",
             f"leave them out of the checkpointed part, or set momentum={_momentum(kept[path]):.4g}",
             {"batch norms": len(guilty), "updates": updates, "in the backward pass": repeated},
         )

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from evenorm.doctor.finding import Severity, Symptom
+from evenorm.doctor.finding import Severity, Symptom, counted
 from evenorm.doctor.probes.far_statistics import far_statistics
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.sites import Site, find_sites
@@ -52,7 +52,7 @@ def check(subject: Subject) -> Iterator[Symptom]:
         measured = {"distance": distances[far[0].path].middle} if far[0].path in distances else {}
         yield Symptom(
             far[0].path,
-            f"the statistics of {len(far)} batch norms are those of an earlier model"
+            f"the statistics of {counted(len(far), 'batch norm')} are those of an earlier model"
             + (f", {measured['distance']:.2g} standard deviations from this batch's" if measured else ""),
             "update them after averaging: torch.optim.swa_utils.update_bn(loader, model)",
             {"batch norms": len(far), **measured},

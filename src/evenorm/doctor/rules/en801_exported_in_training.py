@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional
 
-from evenorm.doctor.finding import Fix, Severity, Symptom
+from evenorm.doctor.finding import Fix, Severity, Symptom, counted
 from evenorm.doctor.mending import spelled
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.subject import Subject
@@ -46,7 +46,7 @@ def check(subject: Subject) -> Iterator[Symptom]:
         if count:
             yield Symptom(
                 path,
-                f"{count} batch normalizations of this graph have training=True: it was captured in training",
+                f"{counted(count, 'batch normalization')} of the graph with training=True: it was captured in training",
                 ADVICE,
                 {"batch normalizations in training": count},
             )
