@@ -1,5 +1,6 @@
 """Seeds, Hypothesis' settings, and the order: what is smallest runs first."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,13 @@ collect_ignore_glob = ["*rank.py", "rank_*.py"]
 # A slow machine is no fault; the same examples on every run.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Triton asks once, when it is imported, whether it is to interpret; so these tests run by themselves: pytest -m gpu.
+    words = str(config.option.markexpr).split()
+    if "gpu" in words and words[words.index("gpu") - 1] != "not" and not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ __all__ = [
     "forward",
     "grad_input",
     "grad_sums",
+    "installed",
     "interpreted",
     "moments",
     "name",
@@ -45,13 +46,14 @@ def interpreted() -> bool:
 
 
 @cache
-def _installed() -> bool:
+def installed() -> bool:
+    """Whether there is a Triton to import."""
     return find_spec("triton") is not None
 
 
 def state() -> str:
     """What keeps these kernels from running on this machine, or what they run on."""
-    if not _installed():
+    if not installed():
         return "not installed"
     if interpreted():
         return "interpreted"
@@ -62,7 +64,7 @@ def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | No
     """Where there is no GPU, no Triton, no plan, or no plain memory to read."""
     if signature.device != ("cpu" if interpreted() else "cuda"):
         return f"the tensor is on {signature.device}" + (", which its interpreter does not take" * interpreted())
-    if not _installed():
+    if not installed():
         return "Triton is not installed"
     if not signature.is_plain:
         return f"{signature.kind.__name__} is not torch's own dense tensor"

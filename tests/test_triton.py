@@ -1,0 +1,73 @@
+"""Triton's kernels: every layer against the float64 reference, on a GPU or in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cases import CASES, Case, case
+from gpu import GPU, agrees, poison, shrink
+from layouts import LAYOUTS
+
+pytestmark = GPU
+
+FUSED = [c for c in CASES if c.fused]
+ALL = pytest.mark.parametrize("case", FUSED, ids=str)
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@ALL
+def test_training(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch)
+    agrees(case, torch.float32, "contiguous", training=True)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm2d", "InstanceNorm2d_tracked", "Norm_frozen"])
+def test_evaluation(name: str) -> None:
+    agrees(case(name), torch.float32, "contiguous", training=False)
+
+
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+@pytest.mark.parametrize("name", ["RMSNorm_cast", "GroupNorm_2"])
+def test_dtypes(name: str, dtype: torch.dtype) -> None:
+    agrees(case(name), dtype, "contiguous", training=True)
+
+
+@pytest.mark.parametrize("name", ["RMSNorm", "BatchNorm2d", "LayerNorm"])
+def test_float32_parameters_of_a_bfloat16_input(name: str) -> None:
+    agrees(case(name), torch.bfloat16, "contiguous", training=True, mixed=True)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "sliced"])
+@pytest.mark.parametrize("name", ["BatchNorm2d", "GroupNorm_2", "LayerNorm2d", "InstanceNorm3d"])
+def test_layouts(name: str, layout: str) -> None:
+    agrees(case(name), torch.float32, layout, training=True)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", ["BatchNorm2d", "GroupNorm_2", "LayerNorm", "LayerNorm2d", "LayerNorm_two_axes"])
+def test_tiles_and_pieces(name: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tensors through the loops of large ones."""
+    shrink(monkeypatch)
+    poison(monkeypatch)
+    agrees(case(name), torch.float32, layout, training=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@ALL
+def test_everywhere(case: Case, layout: str, dtype: torch.dtype, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch)
+    for seed in range(len(case.shapes)):
+        agrees(case, dtype, layout, training, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@ALL
+def test_everywhere_in_small_tiles(case: Case, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch)
+    poison(monkeypatch)
+    agrees(case, torch.float32, layout, training=True)
