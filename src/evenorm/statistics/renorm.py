@@ -51,6 +51,8 @@ class Renorm(Composed):
         d = \mathrm{clip}\left(\frac{\mu_B - \mu}{\sigma}, -d_{max}, d_{max}\right)
 
     r and d carry no gradient; μ and σ = √(variance + ε) are the history's, as they were before this batch.
+    Under activation checkpointing a recomputation reads the history that the layer's last forward pass read: of two
+    forward passes before a backward pass, the later one's.
 
     Args:
         r_max: at least 1; 1 and ``d_max=0`` are batch normalization.
