@@ -127,10 +127,7 @@ def _observe(subject: Subject) -> None:
 
 
 def _finding(subject: Subject, rule: Rule, symptom: Symptom) -> Finding:
-    try:
-        place = Place.of(subject.model, symptom.path)
-    except AttributeError:
-        place = None
+    place = Place.of(subject.model, symptom.path)
     return Finding(
         code=rule.code,
         severity=symptom.severity or rule.severity,

@@ -65,7 +65,9 @@ class Place:
         """File and first line of a module's class; of torch's own classes, that of the nearest class around them."""
         parts = path.split(".") if path else []
         held = [".".join(parts[:length]) for length in range(len(parts), -1, -1)]
-        modules = [model.get_submodule(name) for name in held]
+        # get_submodule refuses scripted models.
+        known = dict(model.named_modules(remove_duplicate=False))
+        modules = [known[name] for name in held if name in known]
         own = [module for module in modules if not type(module).__module__.startswith("torch.")]
         module = (own or modules)[0]
         try:
