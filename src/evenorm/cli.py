@@ -164,6 +164,7 @@ def bench(
         str | None, typer.Option(metavar="PATTERN", help="Regular expression for rows, for example 'RMSNorm.*float32'.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads and cores to use.", show_default="torch's")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; on a GPU layers and fused, against torch.")] = "cpu",
     seconds_per_row: Annotated[float, typer.Option(help="Time for each row; five rounds at least.")] = 0.7,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny tensors: tries the benchmark itself.")] = False,
     source: Annotated[
@@ -183,7 +184,7 @@ def bench(
     from evenorm.bench.command import Files, Settings, run
     from evenorm.doctor import Monitor
 
-    settings = Settings(tuple(suites), against, memory, only, threads, seconds_per_row, quick)
+    settings = Settings(tuple(suites), against, memory, only, threads, seconds_per_row, quick, device)
     raise typer.Exit(run(settings, Files(json, html, readme), Monitor, source))
 
 
@@ -365,6 +366,8 @@ def examine(
     """Find what is wrong with the normalization of a model, by experiments that leave it as it was.
 
     For example: evenorm examine mypackage.models:build --input 8,3,224,224
+
+    Ends with 1 where there is an error, and with 2 where the model does not run.
     """
     from evenorm.doctor import command
 

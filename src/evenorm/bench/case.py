@@ -179,6 +179,20 @@ class Data:
             laid(draw(*case.shape)) if case.residual == "before" else None,
         )
 
+    def on(self, device: str) -> Data:
+        """The same numbers on a device, as leaves of their own where they were elsewhere."""
+        if self.x.device.type == device:
+            return self
+        moved = (None if t is None else t.detach().to(device).requires_grad_(t.requires_grad) for t in self._tensors)
+        return Data(*moved)  # type: ignore[arg-type]
+
+    @property
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        return (
+            *(self.x, self.dy, self.weight, self.bias, self.mean, self.variance),
+            *(self.residual, self.d_total),
+        )
+
     def load(self, module: nn.Module) -> nn.Module:
         """Give the layer in a module these parameters and running statistics."""
         values = {"weight": self.weight, "bias": self.bias, "running_mean": self.mean, "running_var": self.variance}

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from evenorm.bench import allocator, dist, machine, models, readme, session, suites, terminal, watched
+from evenorm.bench.device import CPU, DEVICES
 from evenorm.bench.peers import PEERS, missing
 from evenorm.bench.row import Row, Run
 from evenorm.bench.summary import summarize
@@ -41,11 +42,13 @@ class Settings:
     threads: int | None
     seconds: float
     quick: bool
+    device: str = CPU.name
 
     def __str__(self) -> str:
         parts = ["evenorm bench", *self.suites, f"--against {self.against}", f"--memory {self.memory}"]
         parts += [f"--only '{self.only}'"] if self.only is not None else []
         parts += [f"--threads {self.threads}"] if self.threads is not None else []
+        parts += [f"--device {self.device}"] if self.device != CPU.name else []
         return " ".join([*parts, "--quick" if self.quick else f"--seconds-per-row {self.seconds:g}"])
 
 
@@ -114,6 +117,10 @@ def _begin(settings: Settings, watch: watched.Watch) -> tuple[Run, int, Iterator
     names = _choices("SUITE", settings.suites, NAMES)
     peers = _choices("--against", settings.against.split(","), tuple(PEERS))
     memory = _choices("--memory", settings.memory.split(","), (suites.FRESH, suites.REUSED))
+    (place,) = _choices("--device", [settings.device], tuple(DEVICES))
+    device = DEVICES[place]
+    if (reason := device.missing()) is not None:
+        raise ArgumentError(f"--device {place}: {reason}")
     if settings.threads is not None and settings.threads < 1:
         raise ArgumentError(f"--threads {settings.threads}: expected 1 or more")
     try:
@@ -122,6 +129,11 @@ def _begin(settings: Settings, watch: watched.Watch) -> tuple[Run, int, Iterator
         raise ArgumentError(f"--only {settings.only!r}: {fault}") from None
     notes = [f"{peer} is left out: {reason}" for peer in peers if (reason := missing(peer))]
     peers = [peer for peer in peers if missing(peer) is None]
+    if device is not CPU:
+        others = [*(name for name in names if name not in suites.SUITES), *(p for p in peers if p not in device.peers)]
+        notes += [f"{name} is left out: it runs on the CPU" for name in others]
+        names, memory = [name for name in names if name in suites.SUITES], [suites.CACHED]
+        peers = [peer for peer in peers if peer in device.peers]
     if suites.REUSED in memory and not allocator.can_keep():
         memory.remove(suites.REUSED)
         notes.append("reused memory is left out: this C library has no mallopt")
@@ -142,7 +154,7 @@ def _begin(settings: Settings, watch: watched.Watch) -> tuple[Run, int, Iterator
     watching = watched.measure(watch, seconds, settings.quick) if monitored else ()
     today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     # Models first: memory that is kept cannot be given back.
-    parts = [steps, watching, dist.measure(seconds, settings.quick) if synced else (), session.play(plans, seconds)]
+    parts = [steps, watching, dist.measure(seconds, settings.quick) if synced else (), session.play(plans, seconds, device)]
     return Run(machine.machine(), today, str(settings), notes=notes), total, itertools.chain(*parts)
 
 

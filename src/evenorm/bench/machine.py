@@ -28,6 +28,7 @@ def machine() -> dict[str, str]:
         "caches": ", ".join(f"{name} {size >> 10:,} KiB" for name, size in _caches().items()) or "unknown",
         "instruction sets": facts["instruction sets"],
         "kernels": facts["kernels"],
+        "triton": facts["triton"],
         "load": f"{os.getloadavg()[0]:.1f}",
         "system": f"{platform.system()} {platform.release()}",
         "python": facts["python"],

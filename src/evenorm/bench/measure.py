@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from evenorm.bench import allocator, interval
+from evenorm.bench import interval
 from evenorm.bench.case import Case, Data
+from evenorm.bench.device import CPU, Device
 from evenorm.bench.expected import avoid_kinks
 from evenorm.bench.gate import Verdict, check
-from evenorm.bench.machine import largest_cache
-from evenorm.bench.peers import OURS, Unavailable, Variant, build
-from evenorm.bench.roof import copies, roofs
+from evenorm.bench.peers import OURS, Outputs, Unavailable, Variant, build
+from evenorm.bench.roof import copies
 from evenorm.bench.row import Row, Timing
 from evenorm.bench.stopwatch import interleave
 
@@ -37,7 +38,7 @@ class Plan:
     variants: tuple[str, ...]
 
 
-def measure(plan: Plan, seconds: float) -> Iterator[Row]:
+def measure(plan: Plan, seconds: float, device: Device = CPU) -> Iterator[Row]:
     """The rows of a plan, each as soon as it is measured."""
     case = plan.case
     data = Data.of(case)
@@ -46,19 +47,19 @@ def measure(plan: Plan, seconds: float) -> Iterator[Row]:
         torch.compiler.reset()
     # What the last case left, but not all of torch's own objects.
     gc.collect(1)
-    variants, absent = _built(plan, data)
+    variants, absent = _built(plan, data.on(device.name))
     verdicts, faults = _gated(case, data, variants)
     absent |= faults
     for direction in plan.directions:
         found = {name: Timing(absent=reason) for name, reason in absent.items()}
         if OURS not in absent:
-            found |= _timed({n: v for n, v in variants.items() if n not in absent}, plan, direction, seconds)
+            found |= _timed({n: v for n, v in variants.items() if n not in absent}, plan, direction, seconds, device)
         # In the order in which they were asked for, the roofs last.
         found = {name: found[name] for name in dict.fromkeys((*plan.variants, *found)) if name in found}
         for name, verdict in verdicts.items():
             timing = found.setdefault(name, Timing())
             timing.error, timing.share, timing.errors = verdict.error, verdict.share, verdict.errors
-        yield _row(plan, direction, found)
+        yield _row(plan, direction, found, device)
 
 
 def _built(plan: Plan, data: Data) -> tuple[dict[str, Variant], dict[str, str]]:
@@ -82,7 +83,7 @@ def _gated(case: Case, data: Data, variants: Mapping[str, Variant]) -> tuple[dic
             with warnings.catch_warnings():
                 # Compilers warn of their own matters, which would tear the table.
                 warnings.simplefilter("ignore")
-                outputs[name] = variant.outputs()
+                outputs[name] = _fetched(variant.outputs())
         except Exception as fault:
             faults[name] = _said(fault)
     alone = {name: found for name, found in outputs.items() if name == _ALONE}
@@ -95,12 +96,19 @@ def _gated(case: Case, data: Data, variants: Mapping[str, Variant]) -> tuple[dic
     return verdicts, faults
 
 
+def _fetched(outputs: Outputs) -> Outputs:
+    """Outputs where the reference is."""
+    return {name: found.cpu() if isinstance(found, Tensor) else found for name, found in outputs.items()}
+
+
 def _said(fault: Exception) -> str:
     first = (str(fault).strip() or "no message").splitlines()[0]
     return f"{type(fault).__name__}: {first}"
 
 
-def _timed(variants: Mapping[str, Variant], plan: Plan, direction: str, seconds: float) -> dict[str, Timing]:
+def _timed(
+    variants: Mapping[str, Variant], plan: Plan, direction: str, seconds: float, device: Device
+) -> dict[str, Timing]:
     calls, absent = {}, {}
     for name, variant in variants.items():
         try:
@@ -111,9 +119,9 @@ def _timed(variants: Mapping[str, Variant], plan: Plan, direction: str, seconds:
     with torch.set_grad_enabled(direction != "forward"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Kept memory hides what a call holds.
-        for name, call in calls.items() if plan.memory == "fresh" else ():
-            peaks[name] = allocator.peak(call)
-        samples = interleave({**calls, **roofs(plan.case, torch.get_num_threads())}, seconds)
+        for name, call in calls.items() if plan.memory != "reused" else ():
+            peaks[name] = device.peak(call)
+        samples = interleave({**calls, **device.roofs(plan.case)}, seconds, device.timed)
     found = timings(samples)
     for name, peak in peaks.items():
         found[name].peak = peak
@@ -131,7 +139,7 @@ def timings(samples: Mapping[str, NDArray[np.float64]]) -> dict[str, Timing]:
     }
 
 
-def _row(plan: Plan, direction: str, found: dict[str, Timing]) -> Row:
+def _row(plan: Plan, direction: str, found: dict[str, Timing], device: Device) -> Row:
     case = plan.case
     return Row(
         plan.suite if plan.suite == "layers" else f"{plan.suite} {case.kind}",
@@ -148,5 +156,5 @@ def _row(plan: Plan, direction: str, found: dict[str, Timing]) -> Row:
         copies(case, direction),
         found,
         sweeps=case.sweeps,
-        cached=2 * case.bytes <= largest_cache(),
+        cached=2 * case.bytes <= device.cache(),
     )

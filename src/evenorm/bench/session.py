@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from evenorm.bench import allocator, suites
+from evenorm.bench.device import CPU, Device
 from evenorm.bench.measure import Plan, measure
 from evenorm.bench.row import Row
 
@@ -23,7 +24,7 @@ def chosen(
     return sorted(found, key=lambda plan: plan.memory == suites.REUSED)
 
 
-def play(plans: Sequence[Plan], seconds: float) -> Iterator[Row]:
+def play(plans: Sequence[Plan], seconds: float, device: Device = CPU) -> Iterator[Row]:
     """The rows of all plans, one by one."""
     allocator.settle()
     keeping = False
@@ -31,7 +32,7 @@ def play(plans: Sequence[Plan], seconds: float) -> Iterator[Row]:
         if plan.memory == suites.REUSED and not keeping:
             allocator.keep_pages()
             keeping = True
-        yield from measure(plan, seconds)
+        yield from measure(plan, seconds, device)
 
 
 def _label(plan: Plan) -> str:

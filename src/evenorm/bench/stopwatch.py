@@ -9,7 +9,10 @@ from time import perf_counter_ns
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["interleave"]
+__all__ = ["Timed", "interleave", "timed"]
+
+Timed = Callable[[Callable[[], object], int], int]
+"""Nanoseconds of so many calls."""
 
 # A sample is repeated calls of about this many nanoseconds, well above the clock's own cost.
 _SAMPLE = 500_000
@@ -18,7 +21,18 @@ _LEAST, _MOST = 5, 101
 _LONG = 20_000_000
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, NDArray[np.float64]]:
+def timed(call: Callable[[], object], repeats: int) -> int:
+    """Nanoseconds of so many calls, by the processor's clock."""
+    turns = range(repeats)
+    start = perf_counter_ns()
+    for _ in turns:
+        call()
+    return perf_counter_ns() - start
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], seconds: float, timed: Timed = timed
+) -> dict[str, NDArray[np.float64]]:
     """Seconds per call of each variant, one sample per round, every variant once in a round.
 
     Rounds begin with another variant each. Before its sample a variant is called once untimed, unless its call
@@ -27,12 +41,13 @@ def interleave(calls: Mapping[str, Callable[[], object]], seconds: float) -> dic
     Args:
         calls: what is timed, by name.
         seconds: about how long all rounds together may take; at least five rounds are made.
+        timed: the clock of the device on which they run.
     """
     names = list(calls)
     repeats, warms, cost = {}, {}, 0.0
     for name in names:
         calls[name]()
-        once = min(_timed(calls[name], 1) for _ in range(2))
+        once = min(timed(calls[name], 1) for _ in range(2))
         repeats[name] = max(1, round(_SAMPLE / max(once, 1)))
         warms[name] = once < _LONG
         cost += once * (repeats[name] + warms[name])
@@ -45,16 +60,8 @@ def interleave(calls: Mapping[str, Callable[[], object]], seconds: float) -> dic
             for name in names[k % len(names) :] + names[: k % len(names)]:
                 if warms[name]:
                     calls[name]()
-                samples[name][k] = _timed(calls[name], repeats[name]) / repeats[name] / 1e9
+                samples[name][k] = timed(calls[name], repeats[name]) / repeats[name] / 1e9
     finally:
         if collecting:
             gc.enable()
     return samples
-
-
-def _timed(call: Callable[[], object], repeats: int) -> int:
-    turns = range(repeats)
-    start = perf_counter_ns()
-    for _ in turns:
-        call()
-    return perf_counter_ns() - start

@@ -11,9 +11,10 @@ from evenorm.bench.peers import OURS
 from evenorm.bench.summary import LARGE
 from evenorm.epilogue import Place
 
-__all__ = ["FRESH", "REUSED", "SUITES", "plans", "quick"]
+__all__ = ["CACHED", "FRESH", "REUSED", "SUITES", "plans", "quick"]
 
-FRESH, REUSED = "fresh", "reused"
+# Of a GPU torch keeps what was freed.
+FRESH, REUSED, CACHED = "fresh", "reused", "cached"
 SUITES = ("layers", "fused")
 
 # Reused memory is asked of tensors this large; smaller ones are never mapped anew.
@@ -46,6 +47,9 @@ _LAYERS: tuple[tuple[str, str, Sequence[tuple[int, ...]]], ...] = (
     ("one long row", "LayerNorm", ((1, 50_257),)),
 )
 
+# A GPU is given so many times the batch where it is to be filled.
+_FILLING = 8
+
 # Activation, and where a residual is added.
 _FUSED: tuple[tuple[str, str, tuple[int, ...], str | None, Place | None], ...] = (
     ("ResNet-50", "BatchNorm2d", (16, 64, 112, 112), "relu", None),
@@ -67,7 +71,8 @@ def plans(suite: str, memory: Sequence[str], against: Sequence[str]) -> Iterator
 
     Torch's layers are measured everywhere, JAX and onnxruntime in float32 and fresh memory. torch.compile, with
     our layers compiled beside it, takes seconds for each case: training in float32 and fresh memory, where the
-    means are taken. Batch normalization's evaluation is measured on ResNet-50's and the MLP's shapes.
+    means are taken. Batch normalization's evaluation is measured on ResNet-50's and the MLP's shapes. On a GPU every
+    case has every peer, and large tensors a larger batch.
     """
     cases = list(_layers() if suite == "layers" else _fused())
     titles = [case.title for case in cases]
@@ -76,6 +81,14 @@ def plans(suite: str, memory: Sequence[str], against: Sequence[str]) -> Iterator
     if FRESH in memory:
         for case in cases:
             yield Plan(suite, case, ("forward", "both"), FRESH, (OURS, *inner, *_peers(case, against)))
+    if CACHED in memory:
+        compiled = ("evenorm compiled",) if "compile" in against else ()
+        for case in cases:
+            shape = case.shape
+            if case.elements >= _LARGE:
+                shape = (shape[0] * _FILLING, *shape[1:])
+            filling = replace(case, shape=shape)
+            yield Plan(suite, filling, ("forward", "both"), CACHED, (OURS, *inner, *against, *compiled))
     if REUSED in memory:
         for case in cases:
             if case.dtype == "float32" and case.training and case.elements >= _LARGE:

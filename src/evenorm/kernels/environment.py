@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from evenorm.kernels import KERNELS
+from evenorm.kernels import KERNELS, triton
 
 __all__ = ["environment"]
 
@@ -40,6 +40,8 @@ def environment() -> dict[str, str]:
         ['evenorm', 'python', 'platform', 'torch']
     """
     extension = _extension()
+    idle = {"cpu"} if extension != _BUILT else set()
+    idle |= set() if triton.ready() else {triton.name}
     return {
         "evenorm": _version(),
         "python": platform.python_version(),
@@ -48,7 +50,8 @@ def environment() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "instruction sets": ", ".join(_instruction_sets()) or "unknown",
         "extension": extension,
-        "kernels": ", ".join(k.name for k in KERNELS if k.name != "cpu" or extension == _BUILT),
+        "triton": triton.state(),
+        "kernels": ", ".join(k.name for k in KERNELS if k.name not in idle),
         "openmp": ", ".join(_openmp_runtimes()) or "none found",
     }
 

@@ -29,7 +29,7 @@ class Called:
     """A module called on the case's tensors."""
 
     def __init__(self, module: nn.Module, data: Data, *, retains: bool = True) -> None:
-        self.module = data.load(module)
+        self.module = data.load(module.to(data.x.device))
         self.x = data.x
         self.options = {} if data.residual is None else {"residual": data.residual}
         self.cotangents = data.dy if data.d_total is None else (data.dy, data.d_total)

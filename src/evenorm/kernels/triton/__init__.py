@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from importlib import metadata
 from importlib.util import find_spec
 
 import torch
@@ -31,6 +32,7 @@ __all__ = [
     "interpreted",
     "moments",
     "name",
+    "ready",
     "state",
 ]
 
@@ -51,13 +53,17 @@ def installed() -> bool:
     return find_spec("triton") is not None
 
 
+def ready() -> bool:
+    """Whether these kernels can run on this machine."""
+    return installed() and (interpreted() or torch.cuda.is_available())
+
+
 def state() -> str:
-    """What keeps these kernels from running on this machine, or what they run on."""
+    """The version of Triton, and what it runs on here."""
     if not installed():
-        return "not installed"
-    if interpreted():
-        return "interpreted"
-    return "no GPU" if not torch.cuda.is_available() else torch.cuda.get_device_name()
+        return "not installed: tensors on a GPU take torch's own operations"
+    place = "interpreted" if interpreted() else torch.cuda.get_device_name() if ready() else "no GPU"
+    return f"{metadata.version('triton')}, {place}"
 
 
 def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | None:

@@ -1,0 +1,118 @@
+"""When Triton's kernels are chosen, and what is said where they are not; the GPU's benchmark without a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import evenorm
+from evenorm import Affine, Pattern
+from evenorm.bench import suites
+from evenorm.bench.device import DEVICES
+from evenorm.cli import app
+from evenorm.kernels import KernelError, Signature, candidates, triton
+from evenorm.kernels.environment import environment
+
+ROWS, LAST = Pattern.parse("... [d]"), Affine("d")
+
+
+def signature(**changes: object) -> Signature:
+    return Signature.of(torch.ones(4, 6))._replace(**changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with Triton, not interpreted."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(triton, "installed", lambda: True)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_gpu_gets_triton() -> None:
+    assert triton.declines(signature(device="cuda"), ROWS, LAST) is None
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, "the tensor is on cpu"),
+        ({"device": "mps"}, "the tensor is on mps"),
+        ({"device": "cuda", "dtype": torch.int32}, "torch.int32 is not among its dtypes"),
+        ({"device": "cuda", "shape": torch.Size((0, 6))}, "the tensor is empty"),
+        ({"device": "cuda", "layout": torch.sparse_coo}, "Tensor is not torch's own dense tensor"),
+    ],
+    ids=str,
+)
+def test_why_it_declines(changes: dict[str, object], reason: str) -> None:
+    assert triton.declines(signature(**changes), ROWS, LAST) == reason
+
+
+@pytest.mark.usefixtures("compiled")
+def test_without_a_plan_it_declines() -> None:
+    found = signature(device="cuda", shape=torch.Size((4, 6, 10)), strides=(60, 10, 1))
+    reason = triton.declines(found, Pattern.parse("n ([g=3] c) ([k=2] l)"), Affine("c"))
+    assert reason is not None
+    assert "is more than keep, reduce, keep, reduce" in reason
+
+
+def test_without_triton_it_declines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(triton, "installed", lambda: False)
+    assert triton.declines(signature(device="cuda"), ROWS, LAST) == "Triton is not installed"
+    assert triton.state() == "not installed: tensors on a GPU take torch's own operations"
+    assert "triton" not in environment()["kernels"]
+
+
+def test_the_choice_does_not_depend_on_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for rows in (1, 2, 5000):
+        found = {c.name: c.reason for c in candidates(torch.ones(rows, 8), ROWS, LAST)}
+        assert found["triton"] is None or not triton.installed()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_asked_for_by_name_it_says_why_not() -> None:
+    layer = evenorm.LayerNorm(6)
+    layer.kernel = "triton"
+    with pytest.raises(KernelError, match=r"'triton' cannot take this call: the tensor is on cpu"):
+        layer(torch.ones(4, 6))
+
+
+def test_explain_names_the_reason() -> None:
+    assert "declines: the tensor is on cpu" in str(evenorm.explain(evenorm.LayerNorm(6), (4, 6)))
+
+
+def test_triton_is_not_imported_without_a_gpu() -> None:
+    script = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import evenorm\n"
+        "layer = evenorm.GroupNorm(2, 6)\n"
+        "x = torch.randn(4, 6, 5, requires_grad=True)\n"
+        "layer(x).sum().backward()\n"
+        "str(evenorm.explain(layer, (4, 6, 5)))\n"
+        "print(*sorted(name for name in set(sys.modules) - before if name.split('.')[0] == 'triton'))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_the_benchmark_refuses_a_gpu_that_is_not_there() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    found = CliRunner().invoke(app, ["bench", "layers", "--device", "cuda"])
+    assert found.exit_code == 2
+    assert "--device cuda: torch finds no GPU here" in found.output
+    assert CliRunner().invoke(app, ["bench", "layers", "--device", "tpu"]).exit_code == 2
+
+
+def test_the_gpus_rows() -> None:
+    """Every case against torch eager and compiled, large ones beyond any cache."""
+    plans = list(suites.plans("layers", [suites.CACHED], DEVICES["cuda"].peers))
+    assert all({"torch", "compile", "evenorm compiled"} <= set(plan.variants) for plan in plans)
+    assert max(plan.case.bytes for plan in plans) > 4 * 64e6
+    assert {plan.memory for plan in plans} == {suites.CACHED}
