@@ -62,4 +62,6 @@ def test_a_page_has_what_the_rule_really_says() -> None:
     assert "error EN112 momentum=0.99 keeps 0.01 of the past" in text
     assert "[pytorch/vision#8250](https://github.com/pytorch/vision/issues/8250)" in text
     assert text.count("## ") == len(HEADINGS) + 2
+    several = page(next(rule for rule in rules() if rule.code == "EN109"))
+    assert "[pytorch/pytorch#1206](https://github.com/pytorch/pytorch/issues/1206) [pytorch/pytorch#90342](" in several
     assert "[EN112](en112.md)" in index()

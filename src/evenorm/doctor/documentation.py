@@ -13,7 +13,9 @@ from evenorm.doctor.specimens import examined
 __all__ = ["index", "page", "pages"]
 
 HOST = "https://github.com"
-THREAD = re.compile(r"\b([\w.-]+/[\w.-]+)#(\d+)")
+# Further numbers of one repository follow without its name.
+THREADS = re.compile(r"\b([\w.-]+/[\w.-]+)((?:,? ?#\d+)+)")
+NUMBER = re.compile(r"#(\d+)")
 
 
 def pages() -> dict[str, str]:
@@ -31,7 +33,7 @@ def page(rule: Rule) -> str:
     """One rule's page; its specimens are examined for it."""
     parts = [f"# {rule.code} {rule.name}", f"{rule.title}. Severity: {rule.severity}."]
     for heading in HEADINGS:
-        parts += [f"## {heading}", THREAD.sub(_link, rule.texts[heading])]
+        parts += [f"## {heading}", THREADS.sub(_linked, rule.texts[heading])]
     parts += ["## It fires on", *_specimens(rule, ailing=True), "## It is silent on", *_specimens(rule, ailing=False)]
     return "\n\n".join(parts) + "\n"
 
@@ -45,5 +47,6 @@ def _specimens(rule: Rule, *, ailing: bool) -> Iterator[str]:
             yield f"**{about}**\n\n```\n{specimen.model}\n```" + (f"\n\n```\n{said}\n```" if said else "")
 
 
-def _link(thread: re.Match[str]) -> str:
-    return f"[{thread[0]}]({HOST}/{thread[1]}/issues/{thread[2]})"
+def _linked(threads: re.Match[str]) -> str:
+    repository, numbers = threads[1], NUMBER.findall(threads[2])
+    return " ".join(f"[{repository}#{number}]({HOST}/{repository}/issues/{number})" for number in numbers)

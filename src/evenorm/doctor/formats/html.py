@@ -6,14 +6,16 @@ from html import escape
 
 from evenorm.doctor.examination import Examination
 from evenorm.doctor.finding import Finding
-from evenorm.doctor.formats.text import shown
+from evenorm.doctor.formats.text import is_torch, shown
+from evenorm.doctor.rule import rules
 
 __all__ = ["STYLE", "document", "framed"]
 
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-article { border-left: .3rem solid; padding: .2rem 1rem; margin: 1rem 0; }
+article { border-left: .3rem solid; padding: .1rem 1rem; margin: 1.2rem 0; overflow-wrap: anywhere; }
+article h2 { font-size: 1.1rem; margin: .3rem 0; } article p { margin: .3rem 0; }
 .error { border-color: #c62828; } .warning { border-color: #b26a00; } .info { border-color: #1565c0; }
 code { font: .9em ui-monospace, monospace; } table { border-collapse: collapse; }
 td, th { padding: .1rem .8rem .1rem 0; text-align: left; vertical-align: top; } small { opacity: .75; }
@@ -37,13 +39,19 @@ def document(examination: Examination) -> str:
 
 
 def _article(finding: Finding) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(shown(value))}</td></tr>" for name, value in finding.evidence.items()
+    figures = ", ".join(
+        f"{escape(name)} <b>{escape(shown(value))}</b>" for name, value in finding.evidence.items() if value is not None
     )
-    place = f"<small>{escape(finding.file)}:{finding.line}</small>" if finding.file else ""
-    fix = f"<p>Fix: <code>{escape(finding.fix.call)}</code></p>" if finding.fix else ""
+    seen = finding.file is not None and not is_torch(finding.file)
+    lines = [
+        f"<p>{escape(finding.message)}.</p>",
+        f"<p><small>Measured: {figures}</small></p>" if figures else "",
+        f"<p>Do: {escape(finding.advice)}.</p>",
+        f"<p>Fix: <code>{escape(finding.fix.call)}</code></p>" if finding.fix else "",
+        f"<p><small>{escape(finding.file or '')}:{finding.line}</small></p>" if seen else "",
+    ]
+    title = next((rule.title for rule in rules() if rule.code == finding.code), "")
     return (
-        f'<article class="{finding.severity}"><h2><code>{escape(finding.path or "(model)")}</code> {finding.code} '
-        f"<small>{finding.severity}</small></h2><p>{escape(finding.message)}.</p><table>{rows}</table>"
-        f"<p>{escape(finding.advice)}.</p>{fix}{place}</article>"
+        f'<article class="{finding.severity}"><h2><code>{escape(finding.path or "(model)")}</code></h2>'
+        f"<p><b>{finding.code} {finding.severity}</b> <small>{escape(title)}</small></p>{''.join(lines)}</article>"
     )

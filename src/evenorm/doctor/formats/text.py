@@ -14,7 +14,7 @@ from rich.text import Text
 from evenorm.doctor.examination import Examination
 from evenorm.doctor.finding import Finding
 
-__all__ = ["Indented", "lines", "shown", "terminal"]
+__all__ = ["Indented", "is_torch", "lines", "shown", "terminal"]
 
 UNBROKEN = 10_000
 
@@ -33,10 +33,11 @@ def lines(examination: Examination) -> Iterator[RenderableType]:
 def _finding(finding: Finding) -> Iterator[RenderableType]:
     path, code = (finding.path or "(model)", "bold"), (finding.code, STYLES[finding.severity])
     yield Indented(Text.assemble(path, "  ", code, f"  {finding.message}"))
-    if finding.file is not None and not _is_torch(finding.file):
+    if finding.file is not None and not is_torch(finding.file):
         yield _line("at", f"{finding.file}:{finding.line}", "dim")
-    if finding.evidence:
-        yield _line("measured", ", ".join(f"{k} {shown(value)}" for k, value in finding.evidence.items()), "dim")
+    figures = [f"{name} {shown(value)}" for name, value in finding.evidence.items() if value is not None]
+    if figures:
+        yield _line("measured", ", ".join(figures), "dim")
     yield _line("do", finding.advice)
     if finding.fix is not None:
         yield _line("fix", finding.fix.call, "green")
@@ -67,7 +68,7 @@ def terminal() -> Console:
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=UNBROKEN)
 
 
-def _is_torch(file: str) -> bool:
+def is_torch(file: str) -> bool:
     """Whether a class is torch's own: its source says nothing."""
     return Path(torch.__file__).parent in Path(file).parents
 

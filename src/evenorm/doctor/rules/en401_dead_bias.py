@@ -46,7 +46,7 @@ def check(subject: Subject) -> Iterator[Symptom]:
         example = dict(subject.inputs.kwargs) or subject.inputs.args
         yield Symptom(
             dead.path,
-            f"the bias has no effect: {dead.norm or 'the normalizer'} subtracts it again",
+            f"the bias has no effect: the normalizer {dead.norm} subtracts it again",
             "build the layer with bias=False",
             {"gradient of the bias, of the weight's": dead.ratio, "normalizer": dead.norm},
             Fix("evenorm.drop_dead_bias(model, batch)", partial(drop_dead_bias, subject.model, example)),
