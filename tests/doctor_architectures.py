@@ -135,6 +135,15 @@ TRUE_FINDINGS = {
     "Nemotron": {"EN705"},
 }
 
+# In evaluation nothing is averaged, so a flipped momentum does no harm there; a convention of weights does.
+TRUE_WHEN_SERVED = {"Nemotron": {"EN505"}}
+
+# Those that surgery is tested on.
+FAMILIES = (
+    *("ResNet", "RegNet", "MobileNetV1", "MobileNetV2", "EfficientNet", "ConvNext"),
+    *("Swin", "ViT", "Bert", "GPT2", "Llama", "Gemma", "Wav2Vec2"),
+)
+
 
 def build(name: str) -> nn.Module:
     """A model of random weights."""

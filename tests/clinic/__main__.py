@@ -1,16 +1,22 @@
-"""`make clinic`: every pair, then recall and precision."""
+"""`make clinic`: every pair, then recall and precision; ends with 1 where they are too low."""
 
 from rich.console import Console
 from rich.table import Table
 
-from clinic.pair import Diagnosis, admitted, precision, recall
+from clinic.pair import LEAST_PRECISION, LEAST_RECALL, Diagnosis, admitted, precision, recall
 
-console = Console()
+console = Console(highlight=False)
 diagnoses = [Diagnosis.of(pair) for pair in admitted()]
-table = Table("pair", "found", "false alarms", "after", box=None)
+table = Table(box=None, padding=(0, 1, 0, 0))
+for heading in ("code", "found", "script", "after"):
+    table.add_column(heading, overflow="fold")
 for d in diagnoses:
-    table.add_row(d.pair.name, "yes" if d.found else "no", "\n".join(d.false_alarms), d.pair.thread)
+    script = d.pair.script.__name__.replace("_", " ")
+    table.add_row(d.pair.code, "yes" if d.found else "NO", script, d.pair.thread.removeprefix("https://"))
 console.print(table)
-console.print(
-    f"{len(diagnoses)} pairs, recall {recall(diagnoses):.1%}, precision {precision(diagnoses):.1%}", highlight=False
-)
+for d in diagnoses:
+    for alarm in d.false_alarms:
+        console.print(f"false alarm, {d.pair.name}, {alarm}", style="red")
+found, right = recall(diagnoses), precision(diagnoses)
+console.print(f"{len(diagnoses)} pairs, recall {found:.1%}, precision {right:.1%}")
+raise SystemExit(found < LEAST_RECALL or right < LEAST_PRECISION)

@@ -16,6 +16,8 @@ from evenorm.doctor.examination import Examination
 Health = Literal["ailing", "healed"]
 Script = Callable[[Health], Examination]
 
+LEAST_RECALL, LEAST_PRECISION = 0.95, 0.98
+
 PAIRS: list[Pair] = []
 
 
