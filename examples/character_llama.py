@@ -2,12 +2,11 @@
 
     python examples/character_llama.py [text file]
 
-Without a file it reads the Zen of Python.
+Without a file it reads itself.
 """
 
 from __future__ import annotations
 
-import codecs
 import sys
 from pathlib import Path
 
@@ -37,7 +36,7 @@ class Block(nn.Module):
         x, stream = self.attention_norm(branch, residual=stream)
         q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).movedim(-2, 1).unbind(-2)
         mixed = nn.functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, is_causal=True)
-        x, stream = self.network_norm(self.out(mixed.movedim(1, -2).flatten(-2)), residual=stream)
+        x, stream = self.network_norm(self.out(mixed.movedim(1, 2).flatten(2)), residual=stream)
         return self.down(nn.functional.silu(self.gate(x)) * self.up(x)), stream
 
 
@@ -62,9 +61,7 @@ class Llama(nn.Module):
 def main(steps: int = 200, file: Path | None = None) -> float:
     """Train; return the last loss."""
     torch.manual_seed(0)
-    import this
-
-    text = file.read_text(encoding="utf-8") if file else codecs.decode(this.s, "rot13")
+    text = (file or Path(__file__)).read_text(encoding="utf-8")
     alphabet = sorted(set(text))
     data = torch.tensor([alphabet.index(character) for character in text])
     model, loss = Llama(len(alphabet)), torch.tensor(0.0)

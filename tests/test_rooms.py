@@ -1,6 +1,7 @@
 """The rooms: who may import whom, how long a file may be, what `import evenorm` may cost."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,25 @@ def test_import_costs_under_a_fifth_of_a_second_beyond_torch() -> None:
     # Of the processor: the other worker's tests are no cost of ours.
     script = "import torch, time; start = time.process_time(); import evenorm\nprint(time.process_time() - start)"
     assert min(float(python(script)) for _ in range(5)) < 0.2
+
+
+def file_map() -> list[str]:
+    """The rooms that the README's map names, in its order; every file that it names is there."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    block = text.partition("src/evenorm/\n")[2].partition("\ncpp/")[0]
+    rooms: list[str] = []
+    for line in block.splitlines():
+        tree, _, rest = line.partition("── ")
+        inside = tree.startswith("│")
+        for name in re.findall(r"[a-z_]+(?:\.py|/(?= ))", rest):
+            folder = PACKAGE / rooms[-1] if inside else PACKAGE
+            assert (folder / name).exists(), f"the README's map names {name}, which is not in {folder.name}"
+            if not inside:
+                rooms.append(name.removesuffix(".py").rstrip("/"))
+    return rooms
+
+
+def test_the_readme_maps_every_room_in_order() -> None:
+    rooms = file_map()
+    assert set(rooms) == {room_of(file) for file in FILES} - DOORS
+    assert rooms == sorted(rooms, key=FLOOR.__getitem__)
