@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from evenorm.affine import Affine
-from evenorm.kernels import cpu, eager, triton
+from evenorm.kernels import aten, cpu, eager, triton
 from evenorm.kernels import mask as masks
 from evenorm.kernels.finish import Finish
 from evenorm.kernels.signature import Signature
@@ -94,7 +94,7 @@ class Kernel(Protocol):
         """Moments, then apply, with the statistics of this batch: y, mean, M2."""
 
 
-KERNELS: tuple[Kernel, ...] = (cpu, triton, eager)
+KERNELS: tuple[Kernel, ...] = (cpu, triton, aten, eager)
 
 
 class Candidate(NamedTuple):
