@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 import evenorm
 from doctor_busy import Busy
 from evenorm.cli import app
+from evenorm.doctor.examine import admit
 from evenorm.doctor.formats import github, html, sarif
 from evenorm.doctor.plugin import assert_healthy
+from evenorm.doctor.table import table
 
 
 def test_a_graph_that_waits_is_still_good() -> None:
@@ -121,6 +123,16 @@ def test_the_command_lists_explains_shows_and_advises(project: Path) -> None:
     advice = json.loads(call("examined_project:build", "--input", "6,4", "--advise", "--format", "json").stdout)
     assert [part["use"] for part in advice] == ["layer norm"]
     assert call("examined_project:build", "--table").exit_code == 2
+
+
+def test_a_table_has_the_figures_of_a_batch() -> None:
+    norm = nn.BatchNorm1d(4).eval()
+    norm.load_state_dict({"running_mean": torch.ones(4), "running_var": torch.full((4,), 4.0)}, strict=False)
+    subject = admit(norm, torch.tensor([1.0, -1.0, 7.0, -7.0])[:, None].expand(4, 4), intent="infer")
+    assert subject.trace is not None
+    (row,) = table(subject.trace.calls, {}, {}).rows
+    assert (row.mode, row.values, row.mean, row.deviation, row.saturated) == ("evaluation", 4, 0.0, 5.0, 0.5)
+    assert (row.drift, row.ratio) == (pytest.approx(0.2), pytest.approx(4 / 25))
 
 
 def test_the_plugin_fails_with_the_findings() -> None:

@@ -107,7 +107,7 @@ def test_scalars_of_every_layer() -> None:
     write_scalars(monitor, page)
     (row,) = monitor.table().rows
     assert {name.removeprefix("normalization/body.1/") for name in page.lines} == {
-        *("mean", "std", "saturated", "updates", "running vs batch", "gradient/weight", "gradient/bias")
+        *("mean", "std", "saturated", "updates", "drift", "ratio", "gradient/weight", "gradient/bias")
     }
     assert page.lines["normalization/body.1/std"] == (row.deviation, 2)
     assert page.lines["normalization/body.1/gradient/weight"][0] == row.gradients["weight"] > 0

@@ -63,8 +63,7 @@ def write_scalars(monitor: Monitor, writer: Any) -> None:
     """Add the newest figures to a ``torch.utils.tensorboard.SummaryWriter``, or whatever has ``add_scalar``."""
     for row in monitor.table().rows:
         figures = {"mean": row.mean, "std": row.deviation, "saturated": row.saturated, "updates": row.updates}
-        if row.running is not None:
-            figures["running vs batch"] = row.running
+        figures |= {name: value for name in ("drift", "ratio") if (value := getattr(row, name)) is not None}
         figures |= {f"gradient/{name}": norm for name, norm in row.gradients.items()}
         for name, figure in figures.items():
             writer.add_scalar(f"normalization/{row.path}/{name}", figure, monitor.steps)

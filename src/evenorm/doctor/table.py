@@ -26,14 +26,15 @@ HEADINGS = {
     "mean": ("mean", "mean"),
     "deviation": ("standard deviation", "std"),
     "saturated": ("saturated", "flat"),
-    "running": ("running vs. batch", "drift"),
+    "drift": ("running mean off by", "drift"),
+    "ratio": ("running variance over batch's", "ratio"),
     "gradients": ("gradient norms", "gradients"),
     "updates": ("updates", "upd."),
 }
 LEGEND = (
     "values: per statistic; mean, std: of the input; flat: share beyond 3, where a sigmoid would be flat; drift: of "
-    "the running means from the batch's, in standard deviations; gradients: norms, in the order of the parameters; "
-    "upd.: updates of the running statistics"
+    "the running means from the batch's, in standard deviations; ratio: of the running variances to the batch's; "
+    "gradients: norms, in the order of the parameters; upd.: updates of the running statistics"
 )
 # Beyond so many standard deviations a sigmoid or tanh is flat.
 SATURATED = 3.0
@@ -46,7 +47,8 @@ class Row:
     Attributes:
         mean, deviation, saturated: of its input; the share beyond three standard deviations of 1, where a sigmoid
             or tanh would be flat.
-        running: distance of the running means from the batch's, in the batch's standard deviations, middle channel.
+        drift: distance of the running means from the batch's, in the batch's standard deviations, middle channel.
+        ratio: of the running variances to the batch's, middle channel.
         gradients: norm of the gradient by parameter.
         updates: of the running statistics, in the pass or since the step before.
     """
@@ -58,7 +60,8 @@ class Row:
     mean: float
     deviation: float
     saturated: float
-    running: float | None
+    drift: float | None
+    ratio: float | None
     gradients: dict[str, float]
     updates: int
 
@@ -123,6 +126,7 @@ def _row(call: Call, gradients: dict[str, float], updates: int) -> Row:
     site = call.site
     x = call.x.float()
     prefix = f"{site.path}." if site.path else ""
+    drift, ratio = _running(site, call)
     return Row(
         path=site.path,
         kind=site.kind,
@@ -131,14 +135,18 @@ def _row(call: Call, gradients: dict[str, float], updates: int) -> Row:
         mean=float(x.mean()),
         deviation=float(x.std(correction=0)),
         saturated=float((x.abs() > SATURATED).float().mean()),
-        running=_distance(site, call),
+        drift=drift,
+        ratio=ratio,
         gradients={name: gradients[prefix + name] for name in site.parameters if prefix + name in gradients},
         updates=updates,
     )
 
 
-def _distance(site: Site, call: Call) -> float | None:
-    mean = site.running_mean
-    if mean is None or call.mean is None or call.variance is None or mean.shape != call.mean.shape:
-        return None
-    return float(((mean.to(call.mean) - call.mean).abs() * (call.variance + 1e-12).rsqrt()).median())
+def _running(site: Site, call: Call) -> tuple[float | None, float | None]:
+    """How the running statistics stand to the batch's: drift and ratio."""
+    mean, variance = site.running_mean, site.running_var
+    if mean is None or variance is None or call.mean is None or call.variance is None or mean.shape != call.mean.shape:
+        return None, None
+    own = call.variance + 1e-12
+    drift = (mean.to(call.mean) - call.mean).abs() * own.rsqrt()
+    return float(drift.median()), float((variance.to(own) / own).median())
