@@ -21,6 +21,8 @@ SITE := index getting-started choosing patterns statistics traps migrating backw
 SANITIZED := build/sanitize
 SANITIZED_TESTS ?= tests/test_cpu_instruction_sets.py tests/test_cpu_processes.py tests/test_epilogue.py \
 	tests/test_determinism.py tests/test_modes.py
+# Triton asks once whether it is to interpret, so these run by themselves.
+GPU_TESTS := $(wildcard tests/test_triton*.py)
 FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*.json)))
 
 .DEFAULT_GOAL := help
@@ -66,10 +68,12 @@ clinic: $(READY) ## the doctor on scripts after public threads: recall and preci
 	PYTHONPATH=tests $(BIN)/python -m clinic
 
 test: $(READY) ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "gpu and not slow" $(GPU_TESTS)
 
 test-all: $(READY) ## every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m gpu $(GPU_TESTS)
 
 sanitize: $(READY) ## the extension's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	PATH=$(abspath $(BIN)):$$PATH cmake -S . -B $(SANITIZED) -G Ninja -DEVENORM_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python \

@@ -1,0 +1,88 @@
+"""Compiles the kernels of some calls for a GPU that need not be there, down to its machine code.
+
+One line of JSON for each kernel: what its programs take of the GPU, and whether loads are wide.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Absent:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return device
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+
+def resources(binary: bytes) -> dict[str, int]:
+    """Registers of a thread, and bytes of stack and shared memory."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [str(tools / "cuobjdump"), "-res-usage", file.name]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", printed)
+    assert found is not None, printed
+    return dict(zip(("registers", "stack", "shared"), map(int, found.groups()), strict=True))
+
+
+def compile_all(calls: list[dict[str, Any]], capability: int) -> None:
+    """Forward and backward of each call, on tensors of the CPU that no kernel runs on."""
+    from triton.runtime import driver
+
+    from evenorm import Affine, Epilogue, Pattern
+    from evenorm.kernels import Finish, triton
+    from evenorm.kernels.triton import device
+
+    driver.set_active(Absent(capability))
+
+    def launch(kernel: str, programs: int, first: Tensor, *operands: Any, **constants: Any) -> None:
+        if "REAL" in constants:
+            constants["REAL"] = device._REALS[constants["REAL"]]
+        made = device._KERNELS[kernel].warmup(first, *operands, grid=(programs,), **constants)
+        narrow = len(re.findall(r"ld\.global\.b(?:16|32) ", made.asm["ptx"]))
+        found = {"kernel": kernel, "programs": programs, "narrow": narrow, **resources(made.asm["cubin"])}
+        print(json.dumps(found), flush=True)
+
+    device.launch = launch
+    for call in calls:
+        pattern, affine = Pattern.parse(call["pattern"]), Affine(call["affine"])
+        x = torch.empty(call["shape"], dtype=getattr(torch, call["dtype"]))
+        if call.get("channels_last"):
+            x = x.contiguous(memory_format=torch.channels_last)
+        size = pattern.bind(x.shape).sizes(affine.axes)
+        weight, bias = torch.ones(size), torch.zeros(size)
+        residual = torch.empty_like(x) if call.get("residual") else None
+        mask = torch.ones([n if axis == 0 else 1 for axis, n in enumerate(x.shape)], dtype=torch.bool)
+        valid = mask if call.get("masked") else None
+        finish = Finish(affine, Epilogue(call.get("activation", "identity")), weight, bias, residual)
+        _, mean, m2 = triton.forward(x, pattern, True, 1e-5, finish, valid)
+        triton.backward(torch.empty_like(x), x, pattern, True, 1e-5, mean, m2, finish, valid)
+
+
+if __name__ == "__main__":
+    compile_all(json.loads(sys.argv[1]), int(sys.argv[2]))

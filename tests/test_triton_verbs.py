@@ -1,0 +1,258 @@
+"""Triton's verbs one by one against the plain operations in float64: masks, epilogues, hard input, the same bits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import evenorm
+from evenorm import Affine, Epilogue, Pattern
+from evenorm.epilogue import ACTIVATIONS
+from evenorm.kernels import Finish, eager, triton
+from gpu import GPU, poison, shrink, there
+
+pytestmark = GPU
+
+EPS = 1e-5
+
+
+class Setting(NamedTuple):
+    """A pattern, its affine, and a small shape."""
+
+    pattern: str
+    affine: str
+    shape: tuple[int, ...]
+
+    @property
+    def parsed(self) -> Pattern:
+        return Pattern.parse(self.pattern)
+
+    def finish(self, activation: str = "identity", residual: bool = False, **options: Any) -> Finish:
+        axes = Affine(self.affine, **options)
+        size = self.parsed.bind(self.shape).sizes(axes.axes)
+        weight, bias = (there(torch.randn(size) + 0.5) for _ in range(2))
+        beside = there(torch.randn(self.shape)) if residual else None
+        return Finish(axes, Epilogue(activation, 0.2), weight, bias, beside)
+
+
+SETTINGS = {
+    "batch": Setting("[n] c [...]", "c", (3, 4, 5)),
+    "layer": Setting("... [d]", "d", (5, 6)),
+    "group": Setting("n (g=2 [c]) [...]", "g c", (2, 4, 3)),
+    "channels": Setting("n [c] h w", "c", (2, 4, 2, 3)),
+    "instance": Setting("n c [...]", "c", (2, 3, 5)),
+}
+ALL = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+
+
+def assert_near(found: Any, expected: Any, what: str) -> None:
+    """Within some float32 roundings of the largest value, of sums of at most 60."""
+    if expected is None:
+        assert found is None, what
+        return
+    wide = expected.double()
+    bound = 64 * torch.finfo(torch.float32).eps * wide.abs().max()
+    assert ((found.double() - wide).abs() <= bound).all(), f"{what}: {(found.double() - wide).abs().max()} > {bound}"
+
+
+def assert_verbs(setting: Setting, finish: Finish, mask: Tensor | None, x: Tensor, dy: Tensor) -> None:
+    """All verbs and both pairs."""
+    pattern = setting.parsed
+    mean, m2 = eager.moments(x, pattern, True, mask)
+    for mine, theirs in zip(triton.moments(x, pattern, True, mask), (mean, m2), strict=True):
+        assert_near(mine, theirs, "moments")
+    rstd = (m2 / 10 + EPS).rsqrt()
+    assert_near(
+        triton.apply(x, pattern, mean, rstd, finish, mask), eager.apply(x, pattern, mean, rstd, finish, mask), "y"
+    )
+    for mine, theirs in zip(
+        triton.forward(x, pattern, True, EPS, finish, mask), eager.forward(x, pattern, True, EPS, finish, mask), strict=True
+    ):
+        assert_near(mine, theirs, "forward")
+    back = (dy, x, pattern, mean, rstd, finish)
+    sums = eager.grad_sums(*back, mask)
+    for name, mine, theirs in zip(("s1", "s2", "dγ", "dβ"), triton.grad_sums(*back, mask), sums, strict=True):
+        assert_near(mine, theirs, name)
+    c1, c2 = (s / 10 for s in sums[:2])
+    expected = eager.grad_input(*back, c1, c2, mask)
+    for name, mine, theirs in zip(("dx", "dz"), triton.grad_input(*back, c1, c2, mask), expected, strict=True):
+        assert_near(mine, theirs, name)
+    kernels = evenorm.kernels
+    whole = (dy, x, pattern, True, EPS, mean, m2, finish)
+    wanted = kernels.backward(eager, *whole, given=False, needs_input=True, mask=mask)
+    found = kernels.backward(triton, *whole, given=False, needs_input=True, mask=mask)
+    for name, mine, theirs in zip(wanted._fields, found, wanted, strict=True):
+        assert_near(mine, theirs, f"backward: {name}")
+
+
+def tensors(setting: Setting, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """An input and a cotangent, with NaN where nothing may be read."""
+    x, dy = torch.randn(setting.shape) * 2 + 0.7, torch.randn(setting.shape)
+    if mask is not None:
+        x, dy = (t.masked_fill(~mask.cpu(), torch.nan) for t in (x, dy))
+    return there(x), there(dy)
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["whole", "pieces"])
+@ALL
+def test_residual_and_activation(setting: Setting, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if small:
+        shrink(monkeypatch)
+    poison(monkeypatch)
+    assert_verbs(setting, setting.finish("silu", residual=True), None, *tensors(setting, None))
+
+
+@pytest.mark.parametrize("kind", ["positions", "elements"])
+@ALL
+def test_masks(setting: Setting, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole positions, as lengths make them, and of single elements; the last sample has none."""
+    shape = [n if kind == "elements" or axis != 1 else 1 for axis, n in enumerate(setting.shape)]
+    mask = torch.rand(shape) > 0.3
+    mask[0], mask[-1] = True, False
+    if kind == "elements":
+        shrink(monkeypatch)
+    poison(monkeypatch)
+    finish = setting.finish("gelu" if kind == "elements" else "identity", residual=True)
+    x, dy = tensors(setting, mask)
+    mask = there(mask)
+    assert_verbs(setting, finish, mask, x, dy)
+    y, *_ = triton.forward(x, setting.parsed, True, EPS, finish, mask)
+    assert not y[~mask.expand_as(y)].any()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation: str) -> None:
+    setting = SETTINGS["group"]
+    x, dy = tensors(setting, None)
+    assert_verbs(setting, setting.finish(activation, residual=True), None, 3 * x, dy)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu"])
+def test_slopes_are_read_from_the_output(activation: str) -> None:
+    setting = SETTINGS["batch"]
+    x, dy = tensors(setting, None)
+    finish = setting.finish(activation, residual=True)
+    y, mean, m2 = triton.forward(x, setting.parsed, True, EPS, finish)
+    by_output = Finish(finish.affine, finish.epilogue, finish.weight, finish.bias, None, y)
+    arguments = (dy, x, setting.parsed, True, EPS, mean, m2)
+    for mine, theirs in zip(triton.backward(*arguments, by_output), triton.backward(*arguments, finish), strict=True):
+        assert mine is not None
+        assert theirs is not None
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["whole", "pieces"])
+@pytest.mark.parametrize("name", ["layer", "batch"])
+def test_a_mean_far_from_zero(name: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10⁴ σ: a mean rounded to float32 alone would cost 3.6e-4."""
+    if small:
+        shrink(monkeypatch)
+    setting = SETTINGS[name]
+    x, finish = there(torch.randn(setting.shape) + 1e4), Finish(Affine(), Epilogue())
+    y, *_ = triton.forward(x, setting.parsed, True, 0.0, finish)
+    expected, *_ = eager.forward(x.double(), setting.parsed, True, 0.0, finish)
+    assert (y - expected).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+@pytest.mark.parametrize("centered", [True, False])
+def test_squares_that_float32_cannot_hold(scale: float, centered: bool) -> None:
+    setting = SETTINGS["layer"]
+    x = torch.randn(setting.shape)
+    x[1] *= scale
+    x[2] = 0
+    for mine, theirs in zip(
+        triton.moments(there(x), setting.parsed, centered), eager.moments(there(x), setting.parsed, centered), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)
+
+
+def test_a_first_tile_far_from_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around its mean the others' deviations would cancel to nothing."""
+    shrink(monkeypatch)
+    x = torch.randn(1, 200) + 1e5
+    x[:, :16] = 0
+    pattern = Pattern.parse("... [d]")
+    assert triton.call.pieces is not None
+    monkeypatch.setattr("evenorm.kernels.triton.tile.ALONE", 1000)
+    mean, m2 = triton.moments(there(x), pattern, True)
+    expected = eager.moments(there(x), pattern, True)
+    torch.testing.assert_close((mean, m2), expected, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("width", [6, 40])
+def test_a_row_does_not_depend_on_its_neighbors(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor on how many there are; what is not finite stays in its row."""
+    if width > 16:
+        shrink(monkeypatch)
+    setting = Setting("... [d]", "d", (5, width))
+    x, dy = tensors(setting, None)
+    finish, pattern = setting.finish("silu"), setting.parsed
+
+    def rows(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        y, mean, m2 = triton.forward(x, pattern, True, EPS, finish)
+        return y, triton.backward(dy, x, pattern, True, EPS, mean, m2, finish)[0]
+
+    whole = rows(x, dy)
+    strange = x.clone()
+    strange[1:] = torch.nan
+    for part, values in ((slice(0, 1), x), (slice(2, 4), x), (slice(0, 1), strange)):
+        for mine, all_rows in zip(rows(values[part], dy[part]), whole, strict=True):
+            assert torch.equal(mine, all_rows[part])
+    for mine, all_rows in zip(rows(strange, dy), whole, strict=True):
+        assert torch.equal(mine[0], all_rows[0])
+        assert mine[1:].isnan().all()
+
+
+@ALL
+def test_a_call_repeats_itself(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch)
+    x, dy = tensors(setting, None)
+    finish = setting.finish("relu", residual=True)
+    results = []
+    for _ in range(2):
+        y, mean, m2 = triton.forward(x, setting.parsed, True, EPS, finish)
+        results.append((y, mean, m2, *triton.backward(dy, x, setting.parsed, True, EPS, mean, m2, finish)))
+    for one, other in zip(*results, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+def layers() -> tuple[evenorm.LayerNorm, evenorm.LayerNorm]:
+    mine, theirs = (evenorm.LayerNorm(6) for _ in range(2))
+    for layer, kernel in ((mine, "triton"), (theirs, "eager")):
+        torch.manual_seed(1)
+        torch.nn.init.normal_(layer.weight)
+        layer.kernel = kernel
+    return there_module(mine), there_module(theirs)
+
+
+def there_module(layer: evenorm.LayerNorm) -> evenorm.LayerNorm:
+    return layer.to(there(torch.empty(1)).device)
+
+
+def test_second_derivatives_are_composed() -> None:
+    x, dy, v = (there(torch.randn(3, 6)) for _ in range(3))
+    found = []
+    for layer in layers():
+        leaf = x.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(layer(leaf), leaf, dy, create_graph=True)
+        found.append(torch.autograd.grad((dx * v).sum(), (leaf, layer.weight)))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled() -> None:
+    layer, _ = layers()
+    x, dy = (there(torch.randn(3, 6)) for _ in range(2))
+    found = []
+    for call in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        y = call(leaf)
+        found.append((y.detach(), *torch.autograd.grad(y, (leaf, layer.weight), dy)))
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.equal(mine, theirs)
