@@ -1,8 +1,10 @@
 """What makes the site's pages: pictures, tables, citations, and the check of public names."""
 
+import doctest
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -43,6 +45,45 @@ def test_a_picture_colors_what_shares_a_statistic(text: str, shape: tuple[int, .
     moved = x + 100 * np.random.default_rng(1).normal(size=shape) * drawn.shared.reshape(shape)
     before, after = (evenorm.normalize(torch.from_numpy(v), text).numpy() for v in (x, moved))
     np.testing.assert_array_equal(~np.isclose(before, after).reshape(drawn.shared.shape), drawn.shared)
+
+
+@pytest.mark.parametrize("module", [block, names])
+def test_doctests_of_the_generator(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert (found.failed, found.attempted > 0) == (0, True)
+
+
+def test_docstrings_become_markdown() -> None:
+    docstrings = pytest.importorskip("generator.docstrings", reason="griffe is in the extra evenorm[docs]")
+    text = """Divide.
+
+    .. math:: y = a,\\quad
+        z = b
+
+    As :class:`Norm`, not :func:`elsewhere`.
+
+    >>> 1 + 1
+    2
+    """
+    assert docstrings.markdown(text, frozenset({"Norm"})).split("\n    ") == [
+        "Divide.\n",
+        "$$",
+        "y = a,\\quad z = b",
+        "$$\n",
+        "As [`Norm`][evenorm.Norm], not `elsewhere`.\n",
+        "```pycon",
+        ">>> 1 + 1",
+        "2",
+        "```",
+        "",
+    ]
+
+
+def test_formulas_become_mathml() -> None:
+    formulas = pytest.importorskip("generator.formulas", reason="latex2mathml is in the extra evenorm[docs]")
+    drawn = formulas.drawn('<p>a <span class="arithmatex">\\(x &lt; 1\\)</span></p>')
+    assert "<mi>x</mi><mo>&#x0003C;</mo><mn>1</mn>" in drawn
+    assert "arithmatex" not in drawn
 
 
 def test_the_picture_in_the_readme_is_made_of_the_patterns() -> None:

@@ -54,8 +54,8 @@ def _on_paper(a: float, b: float, c: float) -> Point:
 class Block:
     """A tensor of at most three axes (more are drawn as one), and the elements that share one statistic.
 
-    >>> Block(Pattern.parse("[n] c [...]"), (2, 3, 4)).shared.sum()
-    np.int64(8)
+    >>> int(Block(Pattern.parse("[n] c [...]"), (2, 3, 4)).shared.sum())
+    8
     """
 
     pattern: Pattern

@@ -38,7 +38,7 @@ def markdown(text: str, public: frozenset[str]) -> str:
     return _DOCTEST.sub(doctest, _ROLE.sub(role, _FORMULA.sub(formula, text)))
 
 
-class Prose(griffe.Extension):
+class Prose(griffe.Extension):  # type: ignore[misc]
     """Hands every docstring to :func:`markdown` before it is read."""
 
     def on_package(self, *, pkg: griffe.Module, **given: Any) -> None:
