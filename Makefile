@@ -19,8 +19,8 @@ SITE := index getting-started choosing patterns statistics traps migrating backw
 	layers/BatchNorm2d rules/en112 reference/surgery
 # An extension that watches its loads and stores, and what runs on it.
 SANITIZED := build/sanitize
-SANITIZED_TESTS ?= tests/test_cpu_instruction_sets.py tests/test_cpu_processes.py tests/test_epilogue.py \
-	tests/test_determinism.py tests/test_modes.py
+SANITIZED_TESTS ?= tests/test_cpu_instruction_sets.py tests/test_cpu_masks.py tests/test_cpu_processes.py \
+	tests/test_epilogue.py tests/test_determinism.py tests/test_modes.py
 # Triton asks once whether it is to interpret, so these run by themselves.
 GPU_TESTS := $(wildcard tests/test_triton*.py)
 FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*.json)))
