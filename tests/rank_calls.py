@@ -29,6 +29,12 @@ def collectives_of_a_step() -> None:
         assert sent[2:] == [(2 * 8 + 2, torch.float64)]
         layer.eval()(torch.randn(4, 8, 2))
         assert len(sent) == 3
+    # And no other collective, whoever asks for it.
+    layer.train()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        y = layer(torch.randn(4, 8, 2, 2).requires_grad_())
+        y.backward(torch.randn_like(y))
+    assert [e.name for e in profile.events() or () if e.name.startswith("gloo:")] == ["gloo:all_gather"] * 2
 
 
 @check
@@ -117,6 +123,8 @@ def buffers_are_broadcast_between_two_forwards() -> None:
     """Before the second one writes them in place; frozen ones were an operand of the first."""
     inner = network(BatchNorm1d)
     inner[4].freeze()
+    # The kernel whose gradient needs the history itself.
+    inner[4].kernel = "eager"
     model = nn.parallel.DistributedDataParallel(inner)
     x = torch.randn(4, 4)
     (model(x).square().mean() + model(2 * x).square().mean()).backward()
