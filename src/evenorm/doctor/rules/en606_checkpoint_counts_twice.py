@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-from evenorm.doctor.finding import Severity, Symptom
+from evenorm.doctor.finding import Severity, Symptom, counted
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.sites import Site
 from evenorm.doctor.subject import Subject
@@ -39,16 +39,16 @@ severity: Severity = "warning"
 
 def check(subject: Subject) -> Iterator[Symptom]:
     """Count the updates of one training pass, or of a step that was watched."""
-    counted: dict[str, tuple[int, int]] = {}
+    updated: dict[str, tuple[int, int]] = {}
     if subject.record is not None:
         for step in subject.record.steps:
             again = [call.path for call in step.calls if call.recomputed]
-            counted |= {path: (step.updates.get(path, 0), again.count(path)) for path in again}
+            updated |= {path: (step.updates.get(path, 0), again.count(path)) for path in again}
     elif subject.trains and subject.trace is not None:
         again = [call.site.path for call in subject.trace.calls if call.recomputed]
-        counted = {path: (subject.trace.updates.get(path, 0), again.count(path)) for path in again}
+        updated = {path: (subject.trace.updates.get(path, 0), again.count(path)) for path in again}
     kept = {site.path: site for site in subject.sites if site.kind == "batch" and site.remembers}
-    guilty = {path: n for path, n in counted.items() if path in kept and n[0] > n[1] > 0}
+    guilty = {path: n for path, n in updated.items() if path in kept and n[0] > n[1] > 0}
     if guilty:
         path, (updates, repeated) = next(iter(guilty.items()))
         yield Symptom(
