@@ -15,7 +15,7 @@ from evenorm.layers.remembering import BatchLayer
 from evenorm.moments import Moments
 from evenorm.statistics import Frozen
 from evenorm.surgery.report import SurgeryReport
-from evenorm.surgery.snapshot import untouched
+from evenorm.surgery.snapshot import atomic, untouched
 
 __all__ = ["recalibrate"]
 
@@ -107,7 +107,7 @@ def recalibrate(
     if not sum(counts):
         raise ValueError("recalibrate: the loader gave no batch; the model is as it was")
     new = {layer: (moments.mean, moments.unbiased) for layer, moments in merged.items() if _count(moments) > 1}
-    with torch.no_grad():
+    with torch.no_grad(), atomic(target, values=True):
         for layer, path in layers.items():
             if layer in new:
                 found.did(path, type(layer).__name__, _drift(layer, *new[layer]), "recalibrated")
