@@ -19,7 +19,7 @@ settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Triton asks once, when it is imported, whether it is to interpret; so these tests run by themselves: pytest -m gpu.
+    # Triton asks once, when it is imported, whether it is to interpret: these tests run by themselves, pytest -m gpu.
     words = str(config.option.markexpr).split()
     if "gpu" in words and words[words.index("gpu") - 1] != "not" and not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cases import Case
 from evenorm.kernels import triton
-from evenorm.kernels.triton import call, tile
+from evenorm.kernels.triton import call, prepared, tile
 from evenorm.layers.layer import Layer
 from layouts import lay
 from oracle import expect
@@ -21,6 +21,8 @@ __all__ = ["DEVICE", "GPU", "agrees", "poison", "shrink", "step_there", "there"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GPU = [
     pytest.mark.gpu,
+    # Of NumPy, with which the interpreter computes: what overflows is meant to, and is then seen to.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
     pytest.mark.skipif(
         DEVICE == "cpu" and not (triton.interpreted() and triton.installed()),
         reason="no GPU; in Triton's interpreter these run by themselves: pytest -m gpu",
@@ -69,9 +71,8 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     for name, size in (("LOOP", 16), ("ALONE", 40), ("FEWEST_TILES", 2), ("SHORT", 16), ("COLUMNS", 4), ("WARPS", 2)):
         patch.setattr(tile, name, size)
     for name in ("LOOP", "WHOLE", "WHOLE_BACKWARD"):
-        patch.setattr(call, name, 16)
-    call.prepared.cache_clear()
-    patch.setattr(call, "prepared", call.prepared.__wrapped__)
+        patch.setattr(prepared, name, 16)
+    patch.setattr(call, "prepared", prepared.prepared.__wrapped__)
 
 
 def poison(patch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,9 @@ def test_tiles_and_pieces(name: str, layout: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @ALL
-def test_everywhere(case: Case, layout: str, dtype: torch.dtype, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everywhere(
+    case: Case, layout: str, dtype: torch.dtype, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     poison(monkeypatch)
     for seed in range(len(case.shapes)):
         agrees(case, dtype, layout, training, seed)

@@ -69,7 +69,9 @@ def assert_verbs(setting: Setting, finish: Finish, mask: Tensor | None, x: Tenso
         triton.apply(x, pattern, mean, rstd, finish, mask), eager.apply(x, pattern, mean, rstd, finish, mask), "y"
     )
     for mine, theirs in zip(
-        triton.forward(x, pattern, True, EPS, finish, mask), eager.forward(x, pattern, True, EPS, finish, mask), strict=True
+        triton.forward(x, pattern, True, EPS, finish, mask),
+        eager.forward(x, pattern, True, EPS, finish, mask),
+        strict=True,
     ):
         assert_near(mine, theirs, "forward")
     back = (dy, x, pattern, mean, rstd, finish)
@@ -165,7 +167,9 @@ def test_squares_that_float32_cannot_hold(scale: float, centered: bool) -> None:
     x[1] *= scale
     x[2] = 0
     for mine, theirs in zip(
-        triton.moments(there(x), setting.parsed, centered), eager.moments(there(x), setting.parsed, centered), strict=True
+        triton.moments(there(x), setting.parsed, centered),
+        eager.moments(there(x), setting.parsed, centered),
+        strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)
 
@@ -176,7 +180,6 @@ def test_a_first_tile_far_from_the_rest(monkeypatch: pytest.MonkeyPatch) -> None
     x = torch.randn(1, 200) + 1e5
     x[:, :16] = 0
     pattern = Pattern.parse("... [d]")
-    assert triton.call.pieces is not None
     monkeypatch.setattr("evenorm.kernels.triton.tile.ALONE", 1000)
     mean, m2 = triton.moments(there(x), pattern, True)
     expected = eager.moments(there(x), pattern, True)

@@ -102,7 +102,16 @@ def test_the_tile_does_not_depend_on_the_number_of_rows(width: int) -> None:
     found = set()
     for rows in (1, 2, 19, 5000):
         chosen = tile(layer_norm(rows, width), WHOLE, 4)
-        found.add((chosen.outer, chosen.group, chosen.inner, chosen.warps, chosen.count, pieces(layer_norm(rows, width), chosen)))
+        found.add(
+            (
+                chosen.outer,
+                chosen.group,
+                chosen.inner,
+                chosen.warps,
+                chosen.count,
+                pieces(layer_norm(rows, width), chosen),
+            )
+        )
     assert len(found) == 1
 
 

@@ -154,7 +154,12 @@ def _begin(settings: Settings, watch: watched.Watch) -> tuple[Run, int, Iterator
     watching = watched.measure(watch, seconds, settings.quick) if monitored else ()
     today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     # Models first: memory that is kept cannot be given back.
-    parts = [steps, watching, dist.measure(seconds, settings.quick) if synced else (), session.play(plans, seconds, device)]
+    parts = [
+        steps,
+        watching,
+        dist.measure(seconds, settings.quick) if synced else (),
+        session.play(plans, seconds, device),
+    ]
     return Run(machine.machine(), today, str(settings), notes=notes), total, itertools.chain(*parts)
 
 

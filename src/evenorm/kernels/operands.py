@@ -44,11 +44,21 @@ class Operands:
 
     def new_statistics(self) -> Tensor:
         """Room for one number per statistic, in memory's order."""
-        return self._new(self.plan.statistics_shape, self.plan.statistic_order)
+        return torch.empty(self.statistics_shape, dtype=torch.float64, device=self.like.device)
 
     def new_parameter(self) -> Tensor:
         """Room for one number per parameter, in memory's order."""
-        return self._new(self.plan.parameter_shape, self.plan.parameter_order)
+        return torch.empty(self.parameter_shape, dtype=torch.float64, device=self.like.device)
+
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        """The statistics' shape in memory's order."""
+        return _ordered(self.plan.statistics_shape, self.plan.statistic_order)
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        """The parameters' shape in memory's order."""
+        return _ordered(self.plan.parameter_shape, self.plan.parameter_order)
 
     def to_memory(self, statistics: Tensor) -> Tensor:
         """Statistics from the pattern's order."""
@@ -75,15 +85,15 @@ class Operands:
         """A copy that lies as the output does."""
         return self.new_output().copy_(tensor)
 
-    def _new(self, shape: tuple[int, ...], order: tuple[int, ...] | None) -> Tensor:
-        ordered = shape if order is None else [shape[k] for k in order]
-        return torch.empty(ordered, dtype=torch.float64, device=self.like.device)
-
     def _beside(self, tensor: Tensor | None) -> Tensor | None:
         """A residual or an output as the plan's output lies."""
         if tensor is None or (tensor.stride() == self.plan.dense and tensor.dtype == self.like.dtype):
             return None if tensor is None else tensor.resolve_neg()
         return self.dense(tensor)
+
+
+def _ordered(shape: tuple[int, ...], order: tuple[int, ...] | None) -> tuple[int, ...]:
+    return shape if order is None else tuple(shape[k] for k in order)
 
 
 def _permuted(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:

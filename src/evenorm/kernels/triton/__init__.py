@@ -18,7 +18,8 @@ from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
 from evenorm.kernels.finish import Finish
 from evenorm.kernels.signature import Signature
-from evenorm.kernels.triton.call import Call, prepared
+from evenorm.kernels.triton.call import Call
+from evenorm.kernels.triton.prepared import planned
 from evenorm.pattern import Pattern
 
 __all__ = [
@@ -78,8 +79,7 @@ def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | No
         return f"{signature.dtype} is not among its dtypes"
     if 0 in signature.shape:
         return "the tensor is empty"
-    device = torch.device(signature.device)
-    found = prepared(pattern, affine, signature.shape, signature.strides, None, signature.dtype.itemsize, device)
+    found = planned(pattern, affine, signature.shape, signature.strides, None)
     return found if isinstance(found, str) else None
 
 
@@ -116,8 +116,7 @@ def grad_sums(
     """Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
     call = Call(x, pattern, finish, mask, dy=dy)
     (s1, s2), d_weight, d_bias = call.gradient(call.to_memory(mean), call.to_memory(rstd), "rstd")
-    like = call.new_statistics().shape
-    sums = (call.to_pattern(s.reshape(like)) for s in (s1, s2))
+    sums = (call.to_pattern(s.reshape(call.statistics_shape)) for s in (s1, s2))
     return *sums, call.to_affine(d_weight), call.to_affine(d_bias)
 
 
@@ -155,10 +154,10 @@ def backward(
     call = Call(x, pattern, finish, mask, centered=centered, eps=eps, dy=dy)
     dx, dz = call.new_output(), call.new_residual_gradient()
     mean, m2 = call.to_memory(mean), call.to_memory(m2)
-    if call.whole:
+    if call.prepared.pieces_back == 1:
         _, d_weight, d_bias = call.gradient(mean, m2, "m2", dx, dz)
     else:
-        count = call.view.values if call.counts is None else call.counts
+        count = call.prepared.view.values if call.counts is None else call.counts
         rstd = (m2 / count + eps).rsqrt()
         sums, d_weight, d_bias = call.gradient(mean, rstd, "rstd")
         c1, c2 = sums.reshape(2, *mean.shape) / count

@@ -155,7 +155,9 @@ def _own(view: View, tile: Tile) -> int:
 
 
 def _unit(view: View) -> int:
-    strides = [s for levels in (view.dense, view.x, view.dy) for s, n in zip(levels[:3], view.size, strict=False) if n > 1]
+    strides = [
+        s for levels in (view.dense, view.x, view.dy) for s, n in zip(levels[:3], view.size, strict=False) if n > 1
+    ]
     return gcd(WIDEST, view.size.inner, *strides)
 
 

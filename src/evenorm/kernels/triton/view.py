@@ -121,7 +121,9 @@ def strides_on(view: View, tensor: Tensor, dense: tuple[int, ...]) -> Quad | Non
     Args:
         dense: strides of the output.
     """
-    axes = [(n, s) for n, s, d in sorted(zip(tensor.shape, tensor.stride(), dense, strict=True), key=_outermost) if n > 1]
+    axes = [
+        (n, s) for n, s, d in sorted(zip(tensor.shape, tensor.stride(), dense, strict=True), key=_outermost) if n > 1
+    ]
     found = [0, 0, 0, 0]
     for k in sorted(range(4), key=lambda k: view.dense[k]):
         stride, done = 0, 1

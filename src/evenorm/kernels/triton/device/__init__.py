@@ -12,7 +12,7 @@ from torch import Tensor
 from evenorm.kernels.triton.device.backward import grad_input, grad_parameters, gradient
 from evenorm.kernels.triton.device.forward import apply, forward, merge
 
-__all__ = ["launch"]
+__all__ = ["start"]
 
 _KERNELS = {
     "apply": apply,
@@ -25,7 +25,7 @@ _KERNELS = {
 _REALS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
-def launch(kernel: str, programs: int, first: Tensor, *operands: Any, **constants: Any) -> None:
+def start(kernel: str, programs: int, first: Tensor, *operands: Any, **constants: Any) -> None:
     """Start a kernel's programs on the stream of the device on which its operands lie."""
     if "REAL" in constants:
         constants["REAL"] = _REALS[constants["REAL"]]

@@ -23,10 +23,7 @@ GROUP = tl.constexpr(4)
 def _lane(row: tl.tensor, program: tl.tensor, blocks: tl.tensor, LEVELS: tl.constexpr) -> tl.tensor:
     """Where partial sums go: a row for each of the programs that have the same parameters."""
     if BATCH & LEVELS:
-        if GROUP & LEVELS:
-            lane = row * 0
-        else:
-            lane = row % blocks
+        lane = row * 0 if GROUP & LEVELS else row % blocks
     elif GROUP & LEVELS:
         lane = row // blocks
     else:
@@ -38,10 +35,7 @@ def _lane(row: tl.tensor, program: tl.tensor, blocks: tl.tensor, LEVELS: tl.cons
 def _row(own: tl.tensor, k: tl.tensor, blocks: tl.tensor, LEVELS: tl.constexpr) -> tl.tensor:
     """A block of statistics: where the parameters change along batch or group, it is the program's own there."""
     if BATCH & LEVELS:
-        if GROUP & LEVELS:
-            row = own
-        else:
-            row = own * blocks + k
+        row = own if GROUP & LEVELS else own * blocks + k
     elif GROUP & LEVELS:
         row = k * blocks + own
     else:
@@ -285,7 +279,7 @@ def grad_parameters(
         g = groups(row % blocks, TILE)
         spot, inside = place(b, g, t, across, size, TILE)
         scale, _ = statistics_of(mean, spread, counts, values, b * size[1] + g, g < size[1], SPREAD, EPS, REAL)
-        x_hat, dz, gamma, present = backward_tile(
+        x_hat, dz, _, _ = backward_tile(
             *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
             *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, TILE, REAL),
         )

@@ -14,7 +14,7 @@ that belong together come as tuples::
 import triton
 import triton.language as tl
 
-from evenorm.kernels.triton.device.curves import activated, slope_at
+from evenorm.kernels.triton.device.curves import slope_at
 
 __all__ = [
     "along",
@@ -158,7 +158,7 @@ def load(pointer: tl.tensor, at: tl.tensor, present: tl.tensor, REAL: tl.constex
 def rounded(values: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
     """Values in a dtype, rounded to nearest, ties to even."""
     result = values
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         bits = values.to(tl.float32).to(tl.uint32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         result = tl.where(values == values, nearest, bits).to(tl.float32, bitcast=True)
@@ -180,7 +180,9 @@ def count_of(
 
 
 @triton.jit
-def moments_of(values: tl.tensor, present: tl.tensor, n: tl.tensor, CENTERED: tl.constexpr, REAL: tl.constexpr) -> tl.tuple:
+def moments_of(
+    values: tl.tensor, present: tl.tensor, n: tl.tensor, CENTERED: tl.constexpr, REAL: tl.constexpr
+) -> tl.tuple:
     """Mean and M2 of a tile in float64, in two passes; what the mean's own rounding leaves is taken out."""
     if CENTERED:
         some = tl.where(n > 0, n, 1.0)

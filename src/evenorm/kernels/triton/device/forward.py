@@ -103,9 +103,9 @@ def forward(
             x, mask, b, g, first, last, across, size, x_strides, mask_strides, CENTERED, TILE, REAL
         )
     here = g < size[1]
-    if REAL != tl.float64:
+    if tl.float64 != REAL:
         lost = lost | doubtful(n, mean, m2)
-    if REAL != tl.float64 or not SINGLE:
+    if tl.float64 != REAL or not SINGLE:
         lost = lost & here & (n > 0)
         if tl.sum(lost.to(tl.int32)) > 0:
             exact = survey(

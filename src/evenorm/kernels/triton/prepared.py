@@ -1,0 +1,232 @@
+"""What a call's signature decides: the view, the tiles and every launch but its tensors. Made once and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from evenorm.affine import Affine
+from evenorm.epilogue import Epilogue
+from evenorm.kernels.triton.tile import LOOP, WHOLE, WHOLE_BACKWARD, Tile, parts, pieces, power, share, tile
+from evenorm.kernels.triton.view import Quad, View, view
+from evenorm.pattern import Pattern
+from evenorm.plan import Plan, Strides, Unplannable, make_plan
+
+__all__ = ["Launch", "Prepared", "planned", "prepared"]
+
+# Moments that one program merges.
+_MERGED = 2048
+
+
+class Launch(NamedTuple):
+    """A kernel by its name, its programs, its numbers in their order, and what it is compiled for."""
+
+    kernel: str
+    programs: int
+    numbers: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The launches of a signature; each is made when first asked for."""
+
+    plan: Plan
+    view: View
+    affine: Affine
+    epilogue: Epilogue
+    centered: bool
+    eps: float
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def real(self) -> torch.dtype:
+        """In which dtype elements are computed with."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @cached_property
+    def pieces(self) -> int:
+        """Into how many pieces the forward pass cuts a statistic."""
+        return pieces(self.view, self._whole)[0]
+
+    @cached_property
+    def pieces_back(self) -> int:
+        """Into how many the backward pass does; where it is one, dx comes in the same sweep as the sums."""
+        return pieces(self.view, self._whole_back)[0]
+
+    @cached_property
+    def forward(self) -> Launch:
+        """Moments, and y where a statistic is in one piece."""
+        whole = self._whole
+        cut, each = pieces(self.view, whole)
+        return Launch(
+            "forward",
+            self.view.size.batch * whole.blocks * cut,
+            (*self._levels(self.view.x), whole.across, whole.count, whole.blocks, cut, each, self.view.statistics),
+            {"EPS": self.eps, "CENTERED": self.centered, "SINGLE": whole.single, **self._constants(whole)},
+        )
+
+    @cached_property
+    def merge(self) -> Launch:
+        """The pieces' moments as one."""
+        rows = power(self.pieces)
+        width = max(1, _MERGED // rows)
+        return Launch(
+            "merge",
+            -(-self.view.statistics // width),
+            (self.view.statistics, self.pieces),
+            {"EPS": self.eps, "PIECES": rows, "STATISTICS": width},
+        )
+
+    @cached_property
+    def apply(self) -> Launch:
+        """y of given statistics."""
+        part = self._part
+        return Launch(
+            "apply",
+            self.view.size.batch * part.count * part.blocks,
+            (*self._levels(self.view.x), part.across, part.count, part.blocks),
+            self._constants(part),
+        )
+
+    @cached_property
+    def gradient(self) -> Launch:
+        """The sums of the gradient; dx, where a statistic is in one piece."""
+        found, whole = self.view, self._whole_back
+        cut, each = pieces(found, whole)
+        shared = share(found, whole)
+        blocks = found.size.batch * whole.blocks
+        return Launch(
+            "gradient",
+            shared.programs * cut,
+            (
+                *(*self._levels(found.x, found.dy), tuple(found.slot), found.slots),
+                *(self.partial_rows * found.slots, shared.lanes, found.values),
+                *(whole.across, whole.count, whole.blocks, cut, each, blocks, shared.rows, found.statistics),
+            ),
+            {
+                "EPS": self.eps,
+                "CENTERED": self.centered,
+                "SINGLE": whole.single,
+                "STEADY": shared.steady,
+                **self._constants(whole),
+            },
+        )
+
+    @cached_property
+    def keeps_parameters(self) -> bool:
+        """Whether the parameters' sums come with the others; else programs of their own find them."""
+        return share(self.view, self._whole_back).lanes > 0
+
+    @cached_property
+    def partial_rows(self) -> int:
+        """How many partial sums there are of each parameter's gradient."""
+        if self.keeps_parameters:
+            return self.pieces_back * share(self.view, self._whole_back).lanes
+        own = parts(self.view, self._whole_back)
+        return own.splits * own.repeats
+
+    @cached_property
+    def grad_parameters(self) -> Launch:
+        """The parameters' gradients by programs that each keep to some parameters."""
+        found, whole = self.view, self._whole_back
+        own = parts(found, whole)
+        return Launch(
+            "grad_parameters",
+            own.own * whole.count * own.splits,
+            (
+                *(*self._levels(found.x, found.dy), tuple(found.slot), found.slots),
+                *(self.partial_rows * found.slots, own.repeats, found.values),
+                *(whole.across, whole.count, whole.blocks, own.rows, own.per_program, own.splits),
+            ),
+            {"EPS": self.eps, **self._constants(whole)},
+        )
+
+    @cached_property
+    def grad_input(self) -> Launch:
+        """dx of given sums."""
+        part = self._part
+        return Launch(
+            "grad_input",
+            self.view.size.batch * part.count * part.blocks,
+            (*self._levels(self.view.x, self.view.dy), part.across, part.count, part.blocks),
+            self._constants(part),
+        )
+
+    @cached_property
+    def order(self) -> Tensor | None:
+        """The slots in the order of their parameters, where a parameter has several."""
+        if self.view.slots == self.parameters:
+            return None
+        return torch.argsort(self.view.parameters_of_slots(self.device), stable=True)
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many parameters there are; one where there are none, for all elements."""
+        return torch.Size(self.plan.parameter_shape).numel()
+
+    @cached_property
+    def _whole(self) -> Tile:
+        return tile(self.view, WHOLE, self.dtype.itemsize)
+
+    @cached_property
+    def _whole_back(self) -> Tile:
+        return tile(self.view, WHOLE_BACKWARD, self.dtype.itemsize)
+
+    @cached_property
+    def _part(self) -> Tile:
+        return tile(self.view, LOOP, self.dtype.itemsize)
+
+    def _levels(self, *read: Quad) -> tuple[tuple[int, ...], ...]:
+        """Sizes, strides and the parameters' place, as the kernels order them."""
+        found, unit = self.view, self._part.unit
+        strides = [tuple(s // unit for s in levels[:3]) for levels in (found.dense, *read)]
+        size = (found.size.outer, found.size.group, found.size.inner // unit)
+        return size, *strides, (found.span, found.count, found.stretch)
+
+    def _constants(self, tile: Tile) -> dict[str, Any]:
+        found, affine, epilogue = self.view, self.affine, self.epilogue
+        return {
+            "LAYOUT": (int(found.along), found.wraps, found.stretched),
+            "FINISH": (epilogue.activation, epilogue.slope, affine.offset, affine.cast == "before"),
+            "TILE": (tile.outer, tile.group, tile.inner, tile.unit),
+            "REAL": self.real,
+            "num_warps": tile.warps,
+        }
+
+
+@lru_cache(maxsize=4096)
+def planned(
+    pattern: Pattern, affine: Affine, shape: tuple[int, ...], strides: Strides, grad_strides: Strides | None
+) -> Plan | str:
+    """The plan for a shape and its strides, or why there is none."""
+    dense = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
+    try:
+        return make_plan(pattern, affine, shape, strides, dense, grad_strides)
+    except Unplannable as reason:
+        return str(reason)
+
+
+@lru_cache(maxsize=4096)
+def prepared(
+    pattern: Pattern,
+    affine: Affine,
+    epilogue: Epilogue,
+    centered: bool,
+    eps: float,
+    dtype: torch.dtype,
+    device: torch.device,
+    shape: tuple[int, ...],
+    strides: Strides,
+    grad_strides: Strides | None,
+) -> Prepared:
+    """All of a call but its tensors."""
+    plan = planned(pattern, affine, shape, strides, grad_strides)
+    if isinstance(plan, str):
+        raise ValueError(f"the triton kernel has no plan: {plan}")
+    return Prepared(plan, view(plan), affine, epilogue, centered, eps, dtype, device)
