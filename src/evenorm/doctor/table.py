@@ -36,6 +36,7 @@ LEGEND = (
     "the running means from the batch's, in standard deviations; ratio: of the running variances to the batch's; "
     "gradients: norms, in the order of the parameters; upd.: updates of the running statistics"
 )
+SHORT = {"training": "train", "evaluation": "eval"}
 # Beyond so many standard deviations a sigmoid or tanh is flat.
 SATURATED = 3.0
 
@@ -107,7 +108,7 @@ def _short(value: object) -> str:
         return " ".join(map(_short, value.values()))
     if isinstance(value, float):
         return f"{value:.2g}"
-    return {"training": "train", "evaluation": "eval", None: ""}.get(value, str(value))  # type: ignore[call-overload, no-any-return]
+    return "" if value is None else SHORT.get(str(value), str(value))
 
 
 def _cell(value: object) -> str:
