@@ -139,28 +139,99 @@ def test_layer_norm_over_channels_is_recognized() -> None:
     torch.testing.assert_close(model(x), expected)
 
 
-class Activated(nn.BatchNorm2d):
-    """timm's BatchNormAct2d, in short."""
+class BatchAct(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: a dropout and an activation inside."""
 
-    def __init__(self, features: int, act: nn.Module, drop: nn.Module | None = None) -> None:
+    def __init__(self, features: int, act: nn.Module) -> None:
         super().__init__(features)
-        self.drop, self.act = drop or nn.Identity(), act
+        self.drop, self.act = nn.Identity(), act
 
     def forward(self, input: Tensor) -> Tensor:
         return self.act(self.drop(super().forward(input)))
 
 
-def test_layers_with_an_activation_inside() -> None:
-    model: Any = randomize(nn.Sequential(Activated(8, nn.SiLU()), Activated(8, nn.Sigmoid())))
+class GroupAct(nn.GroupNorm):
+    """As timm's GroupNormAct: other order of arguments, flags of its own."""
+
+    def __init__(self, channels: int, groups: int, act: nn.Module) -> None:
+        super().__init__(groups, channels)
+        self.drop, self.act, self.fast = nn.Identity(), act, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return self.act(self.drop(y))
+
+
+class LayerAct(nn.LayerNorm):
+    """As timm's LayerNormAct2d."""
+
+    def __init__(self, channels: int, act: nn.Module) -> None:
+        super().__init__(channels, eps=1e-6)
+        self.drop, self.act = nn.Identity(), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return self.act(self.drop(y.permute(0, 3, 1, 2)))
+
+
+class ChannelsRms(nn.Module):
+    """As timm's RmsNorm2d."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.normalized_shape, self.eps, self.elementwise_affine = (channels,), 1e-6, True
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.square().mean(1, keepdim=True) + self.eps)
+        return x * scale * self.weight[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (BatchAct(8, nn.SiLU()), evenorm.layers.batch.FusedBatchNorm2d),
+        (BatchAct(8, nn.Identity()), evenorm.BatchNorm2d),
+        (GroupAct(8, 4, nn.GELU()), evenorm.GroupNorm),
+        (LayerAct(8, nn.ReLU()), evenorm.LayerNorm2d),
+        (ChannelsRms(8), evenorm.RMSNorm2d),
+    ],
+    ids=lambda p: p.__name__ if isinstance(p, type) else type(p).__name__,
+)
+def test_layers_with_an_activation_inside(layer: nn.Module, kind: type[nn.Module]) -> None:
+    model: Any = randomize(nn.Sequential(copy.deepcopy(layer)))
     plain, x = copy.deepcopy(model), images()
-    _, report = evenorm.accelerate(model, x, report=True)
-    assert isinstance(model[0], evenorm.layers.batch.FusedBatchNorm2d)
-    assert type(model[1]) is Activated
-    assert "layers of its own" in report.refused[0].refusal
+    evenorm.accelerate(model, x)
+    assert type(model[0]) is kind
     for mode in (True, False):
         torch.testing.assert_close(model.train(mode)(x), plain.train(mode)(x))
     assert list(model.state_dict()) == list(plain.state_dict())
-    assert type(evenorm.revert(model)[0]) is Activated
+    # Whose converter knows nothing of the activation must leave it where it is.
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)).eval()
+    torch.testing.assert_close(converted(x), plain.eval()(x))
+    assert type(evenorm.revert(model)[0]) is type(layer)
+
+
+def test_an_activation_that_is_none_of_ours_stays() -> None:
+    model, report = evenorm.accelerate(nn.Sequential(BatchAct(8, nn.Sigmoid())), images(), report=True)
+    assert type(model[0]) is BatchAct
+    assert "layers of its own" in report.refused[0].refusal
+
+
+TIMM = "LayerNorm LayerNorm2d RmsNorm RmsNorm2d BatchNormAct2d GroupNorm1 LayerNormAct LayerNormAct2d RmsNormAct2d"
+
+
+@pytest.mark.parametrize("name", TIMM.split())
+def test_layers_of_timm(name: str) -> None:
+    timm: Any = pytest.importorskip(
+        "timm", reason="timm, which needs torchvision, is not installed", exc_type=ImportError
+    )
+    model: Any = randomize(nn.Sequential(getattr(timm.layers, name)(8)))
+    x = images() if "2d" in name or "Group" in name else images().movedim(1, -1)
+    plain = copy.deepcopy(model)
+    evenorm.accelerate(model, x)
+    assert isinstance(model[0], Layer)
+    torch.testing.assert_close(model(x), plain(x))
 
 
 @pytest.mark.parametrize(("kind", "word"), [(ByAbsolute, "none of our"), (Gated, "more than one argument")])
@@ -170,48 +241,7 @@ def test_what_computes_something_else_is_left(kind: type[nn.Module], word: str) 
     assert word in report.refused[0].refusal
 
 
-# Faults.
-
-
-class Interrupted(nn.Module):
-    """Ends the third call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls, self.norm = 0, nn.BatchNorm2d(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        INTERRUPTED.append(x)
-        if len(INTERRUPTED) % 3 == 0:
-            raise KeyboardInterrupt
-        return F.relu(self.norm(x))
-
-
-INTERRUPTED: list[Tensor] = []
-
-
-@pytest.mark.parametrize("operation", [evenorm.accelerate, evenorm.fold, evenorm.drop_dead_bias])
-def test_interrupted_in_the_middle(operation: Any) -> None:
-    INTERRUPTED.clear()
-    model: Any = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), Interrupted()).eval()
-    before = {name: t.clone() for name, t in model.state_dict().items()}
-    state = [(type(m), dict(m.__dict__), dict(m._forward_pre_hooks)) for m in model.modules()]
-    with pytest.raises(KeyboardInterrupt):
-        operation(model, images())
-    assert all(t.equal(before[name]) for name, t in model.state_dict().items())
-    assert [(type(m), dict(m.__dict__), dict(m._forward_pre_hooks)) for m in model.modules()] == state
-
-
-def test_a_failed_proof_leaves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    from evenorm.surgery.recognize import TORCH as twins
-
-    monkeypatch.setitem(twins, nn.LayerNorm, evenorm.RMSNorm)
-    monkeypatch.setattr(evenorm.RMSNorm, "weight_offset", 0.0, raising=False)
-    monkeypatch.setattr(evenorm.RMSNorm, "cast", "after", raising=False)
-    model = nn.Sequential(nn.BatchNorm1d(6), nn.LayerNorm(5)).eval()
-    with pytest.raises(evenorm.ProofError, match="the model is as it was"):
-        evenorm.accelerate(model, torch.randn(4, 6, 5) + 1)
-    assert [type(m) for m in model] == [nn.BatchNorm1d, nn.LayerNorm]
+# Reports.
 
 
 def test_a_wrong_fusion_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from rich.console import Console
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from evenorm import ProofError, SurgeryReport
 from evenorm.cli import app
+from evenorm.surgery import Proof
+from evenorm.surgery.proof import Inputs
+from evenorm.surgery.writing import write
 from graphs import randomize
 
 MODULE = """
@@ -50,20 +56,51 @@ def test_folded_weights(here: Path) -> None:
     pytest.importorskip("safetensors", reason="safetensors is in the extra evenorm[export]")
     from safetensors.torch import load_file
 
-    output = run("fold", *SHAPE, "--out", "folded.safetensors", "--json")
-    assert json.loads(output)["rows"][0]["work"] == "folded"
+    found = json.loads(run("fold", *SHAPE, "--out", "folded.safetensors", "--json"))
+    assert found["rows"][0]["work"] == "folded"
+    assert found["written"]["path"] == "folded.safetensors"
     folded = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Identity(), nn.ReLU())
     folded.load_state_dict(load_file(here / "folded.safetensors"))
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(folded(x), plain()(x))
 
 
-def test_folded_program(here: Path) -> None:
-    assert "1 folded" in run("fold", *SHAPE, "--out", "folded.pt2")
+@pytest.mark.parametrize("shape", ["2,3,6,6", "1,3,6,6"])
+def test_folded_program(here: Path, shape: str) -> None:
+    output = run("fold", "--input", shape, "--out", "folded.pt2")
+    assert "1 folded" in output
+    assert "written: folded.pt2, batch: any" in output
     program: Any = torch.export.load(here / "folded.pt2")
     assert not [n for n in program.graph.nodes if "batch_norm" in str(n.target)]
-    x = torch.randn(2, 3, 6, 6)
-    torch.testing.assert_close(program.module()(x), plain()(x))
+    for samples in (1, 2, 5):
+        x = torch.randn(samples, 3, 6, 6)
+        torch.testing.assert_close(program.module()(x), plain()(x))
+
+
+class OfTwo(nn.Module):
+    """Code that is true of two samples alone."""
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return x.reshape(2, -1) * scale
+
+
+def test_a_program_of_the_examples_batch_says_so(tmp_path: Path) -> None:
+    inputs = Inputs((torch.randn(2, 3, 4),), {"scale": torch.ones(())})
+    written = write(OfTwo(), inputs, tmp_path / "two.pt2")
+    assert written.batch == "2"
+    assert "specialized" in written.reason
+    assert written.proof is not None
+    program: Any = torch.export.load(tmp_path / "two.pt2")
+    torch.testing.assert_close(program.module()(*inputs.args, scale=torch.ones(())), inputs.args[0].reshape(2, -1))
+
+
+def test_a_wrong_program_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch.export.export
+    wrong = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    monkeypatch.setattr(torch.export, "export", lambda model, *args, **options: right(wrong, *args, **options))
+    with pytest.raises(ProofError, match="exported program differs"):
+        write(plain()[:1], Inputs((torch.randn(2, 3, 6, 6),)), tmp_path / "wrong.pt2")
+    assert not (tmp_path / "wrong.pt2").exists()
 
 
 @pytest.mark.slow
@@ -72,14 +109,36 @@ def test_folded_onnx(here: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra evenorm[dev]")
     run("fold", *SHAPE, "--out", "folded.onnx")
     session = onnxruntime.InferenceSession(str(here / "folded.onnx"), providers=["CPUExecutionProvider"])
-    x = torch.randn(2, 3, 6, 6)
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), plain()(x).detach(), rtol=1e-4, atol=1e-5)
+    (given,) = session.get_inputs()
+    assert given.shape == ["batch", 3, 6, 6]
+    for x in (torch.randn(2, 3, 6, 6), torch.randn(7, 3, 6, 6)):
+        (found,) = session.run(None, {given.name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), plain()(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_recalibrated(here: Path) -> None:
     assert "1 recalibrated" in run("recalibrate", "--loader", "surgery_subject:batches", "--out", "new.safetensors")
     assert (here / "new.safetensors").exists()
+
+
+def test_rows_fit_eighty_columns(here: Path) -> None:
+    """Layers of one module stand under its path, so that no path is broken."""
+    report = SurgeryReport("fold", proof=Proof(1.5, 40.0))
+    outer = "model.encoder.stages.0.layers.0.residual.branch"
+    report.did(
+        f"{outer}.normalization", "BatchNorm2d", f"Identity, the rest in {outer}.convolution", "folded", Proof(1, 9)
+    )
+    report.refuse(f"{outer}.last", "BatchNorm2d", "what it reads is not the output of a convolution or Linear")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[:3] == [
+        "fold: 1 folded, 1 left",
+        outer,
+        "  normalization  BatchNorm2d → Identity, the rest in convolution          1 of 9",
+    ]
+    assert lines[3].startswith("  last           BatchNorm2d left: what it reads is not the output of a")
+    assert "whole model: 1.5 of 40 eps·max|y|" in lines
 
 
 def test_converted(here: Path) -> None:

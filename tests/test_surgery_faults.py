@@ -79,7 +79,7 @@ IN_PLACE: dict[str, tuple[Operation, str, str, int]] = {
     "fix_momentum": (evenorm.fix_momentum, "tidy", "become", 1),
     "revert": (evenorm.revert, "accelerate", "restore", 2),
     "unfreeze": (evenorm.unfreeze, "freeze", "restore", 1),
-    "fold": (lambda model: evenorm.fold(model.eval(), image()), "fold", "remainder", 3),
+    "fold": (lambda model: evenorm.fold(model.eval(), image()), "fold", "remainder", 4),
     "recalibrate": (lambda model: evenorm.recalibrate(model, [image()] * 2), "recalibrate", "_write", 1),
 }
 

@@ -100,9 +100,15 @@ def _program(model: nn.Module, inputs: Inputs, path: str) -> tuple[ExportedProgr
             return program, Written(path, "any", proof=_proved(program, model, _resized(inputs, samples, samples + 2)))
         except Exception as fault:
             # Exporters raise anything at code that they cannot follow.
-            reason = brief(fault).removeprefix("UserError: ").split(" For more")[0]
+            reason = _reason(fault)
     program = _export(model, inputs, None)
     return program, Written(path, str(samples or "none"), reason, _proved(program, model, inputs))
+
+
+def _reason(fault: Exception) -> str:
+    """The first sentence that says what the exporter could not follow; of constraints the first."""
+    constraints = [line.strip() for line in str(fault).splitlines() if line.strip().startswith("- ")]
+    return (constraints[0].removeprefix("- ") if constraints else brief(fault)).split(". ")[0]
 
 
 def _export(model: nn.Module, inputs: Inputs, shapes: Any) -> ExportedProgram:
