@@ -119,7 +119,8 @@ def test_the_reference(case: Masked, dtype: torch.dtype, last: bool) -> None:
         rstd = np.where(counts > 0, 1 / np.sqrt(m2 / np.maximum(counts, 1) + 1e-5), 0)
         terms = 2 * dy.abs().max().item() * (rstd * (1 + np.abs(mean) * rstd)).max()
         pairs: list[tuple[Any, Any, Any]] = [(y, expected, np.abs(expected).max()), (part.grad, found.x, terms)]
-        pairs += [(p.grad, g, np.abs(g).max()) for p, g in zip(parameters, found[1:], strict=False)]
+        sums: list[Any] = list(found[1:])
+        pairs += [(p.grad, g, np.abs(g).max()) for p, g in zip(parameters, sums, strict=False)]
         for actual, wanted, scale in pairs:
             values = actual.detach().double().numpy().reshape(wanted.shape)
             assert (np.abs(values - wanted) <= eps * np.abs(wanted) + rounding * scale).all()
