@@ -1,5 +1,6 @@
 """The examination itself: it changes nothing, and answers whatever it is given."""
 
+import copy
 import inspect
 import json
 from pathlib import Path
@@ -157,3 +158,14 @@ def test_a_monitor_notes_every_step() -> None:
     assert "body.1" in monitor.html()
     assert not any(m._forward_hooks for m in model.modules())
     assert "EN112" in monitor.examination().codes
+
+
+def test_a_copy_of_a_watched_model_is_not_watched() -> None:
+    model = Busy()
+    optimizer = torch.optim.SGD(model.body.parameters(), lr=0.1)
+    with evenorm.Monitor(model, optimizer) as monitor:
+        model(torch.randn(6, 4)).sum().backward()
+        optimizer.step()
+        copy.deepcopy(model).eval()(torch.randn(6, 4))
+    assert not monitor.record.tail.forwards
+    assert not monitor.record.tail.calls

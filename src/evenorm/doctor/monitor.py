@@ -96,6 +96,10 @@ class Monitor:
         self._count(self.record.tail)
         self._account.close()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of the model takes the hooks along; what it does is not the loop's, and is left out."""
+        return self
+
     def step(self) -> None:
         """One step of the optimizer is done."""
         with self._account.spending():
@@ -137,12 +141,16 @@ class Monitor:
         return self.table().html()
 
     def _enter(self, model: nn.Module, args: Any) -> None:
+        if model is not self.model:
+            return
         forwards = self.record.tail.forwards
         pending = any(forward.gradients and not forward.backward for forward in forwards)
         self._outer = len(forwards)
         forwards.append(Forward(model.training, torch.is_grad_enabled(), pending))
 
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
+        if model is not self.model:
+            return
         forward = self.record.tail.forwards[-1] if self.record.tail.forwards else None
         self._outer = None
         if forward is not None:
@@ -154,7 +162,7 @@ class Monitor:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             with self._account.spending():
                 x = next(iter(tensors((args, kwargs))), None)
-                if x is not None and x.is_floating_point():
+                if x is not None and x.is_floating_point() and module is site.module:
                     self._note(place, site, x.detach(), output)
 
         return note
