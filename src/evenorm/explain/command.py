@@ -48,6 +48,7 @@ def run(
             channels_last=channels_last,
             affine=affine,
             kernel=kernel,
+            mask=None,
             **dict(_size(size) for size in sizes),
         )
     except (ValueError, TypeError, KernelError) as fault:
