@@ -46,12 +46,12 @@ def measure(watch: Watch, seconds: float, quick: bool = False) -> Iterator[Row]:
 
 
 def _error(task: models.Task, watch: Watch) -> float:
-    """The largest difference of the losses of a few steps."""
-    losses = {}
-    for name in (OURS, BARE):
-        call = _steps(copy.deepcopy(task.model), task, watch)[name]
-        losses[name] = torch.stack([call() for _ in range(_STEPS)])
-    return float((losses[OURS] - losses[BARE]).abs().max())
+    """The largest difference of the losses of a few steps, of a copy that is watched and one that never was."""
+    model = copy.deepcopy(task.model)
+    bare = models.training(model, task, SGD(model.parameters(), lr=task.rate))
+    watched = _steps(copy.deepcopy(task.model), task, watch)[OURS]
+    losses = [torch.stack([call() for _ in range(_STEPS)]) for call in (bare, watched)]
+    return float((losses[0] - losses[1]).abs().max())
 
 
 def _steps(model: nn.Module, task: models.Task, watch: Watch) -> dict[str, Callable[[], Tensor]]:
