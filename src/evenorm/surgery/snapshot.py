@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Snapshot:
             module.__dict__.clear()
             module.__dict__.update(attributes)
         for container, content in self._contents:
-            if container != content or list(container) != list(content):
+            if not _is(container, content):
                 container.clear()
                 container.update(content)
         for parameter, flag, grad in self._flags:
@@ -63,3 +64,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         before.restore()
+
+
+def _is(container: dict[Any, Any] | set[Any], content: dict[Any, Any] | set[Any]) -> bool:
+    """Whether the very same objects are in it, in the same order; tensors are not to be compared by value."""
+    if isinstance(container, dict) and isinstance(content, dict):
+        pairs = zip(container.items(), content.items(), strict=False)
+        return len(container) == len(content) and all(a == b and x is y for (a, x), (b, y) in pairs)
+    return container == content
