@@ -183,7 +183,7 @@ def test_sources_of_the_comparison_are_used_and_here() -> None:
     toml = (DOCS / "comparison.toml").read_text(encoding="utf-8")
     sources = toml.partition("[sources]")[2].partition("[[row]]")[0]
     for name, address in re.findall(r'^(\w+) = "([^"]+)"$', sources, re.MULTILINE):
-        assert f"[{address}]" in page, f"{name} is the source of no cell"
+        assert f"]({address})\n" in page, f"{name} is the source of no cell"
         made = address.startswith(("layers/", "http"))
         assert made or (DOCS / address).is_file(), address
 

@@ -79,7 +79,8 @@ class Block:
         binding = self.pattern.bind(self.shape)
         statistic = np.arange(prod(binding.statistics_shape)).reshape(binding.keepdim_shape)
         owner = np.broadcast_to(statistic, binding.shape).reshape(self.sizes)
-        return owner == owner[-1, -1, 0]
+        shared: NDArray[np.bool_] = owner == owner[-1, -1, 0]
+        return shared
 
     def faces(self) -> Iterator[str]:
         """The visible faces of the colored elements, from the back to the front."""

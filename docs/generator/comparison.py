@@ -33,7 +33,7 @@ def page(file: Path) -> str:
     notes: dict[str, int] = {}
     rows = [_row(row, content["sources"], notes) for row in content["row"]]
     head = ["", *LIBRARIES.values()]
-    sources = [f"{number}. [{source}]({source})" for source, number in notes.items()]
+    sources = [f"{number}. [{_title(source)}]({source})" for source, number in notes.items()]
     return "\n".join(
         [
             "---\nhide: [navigation, toc]\n---",
@@ -66,3 +66,8 @@ def _row(row: Mapping[str, object], sources: Mapping[str, str], notes: dict[str,
                     f"{row['what']!r}, {LIBRARIES[key]}: expected a text and its source, got {other!r}"
                 )
     return f"| {' | '.join(cells)} |"
+
+
+def _title(source: str) -> str:
+    """An address as it is; a page of ours by its name."""
+    return source if "://" in source else f"evenorm: {Path(source).with_suffix('').as_posix()}"
