@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from layouts import lay
 from oracle import expect
 from properties import Step, assert_step, seeded_input, step
 
-__all__ = ["DEVICE", "GPU", "agrees", "poison", "shrink", "step_there", "there"]
+__all__ = ["DEVICE", "GPU", "agrees", "poison", "shortly", "shrink", "step_there", "there"]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GPU = [
@@ -28,6 +29,11 @@ GPU = [
         reason="no GPU; in Triton's interpreter these run by themselves: pytest -m gpu",
     ),
 ]
+
+
+def shortly(values: Iterable[Any], *short: str) -> list[Any]:
+    """Parameters of a test of which those named here are its short form."""
+    return [v if str(v) in short else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 def there(value: Any) -> Any:

@@ -6,46 +6,66 @@ import pytest
 import torch
 
 from cases import CASES, Case, case
-from gpu import GPU, agrees, poison, shrink
+from gpu import GPU, agrees, poison, shortly, shrink
 from layouts import LAYOUTS
 
 pytestmark = GPU
 
 FUSED = [c for c in CASES if c.fused]
 ALL = pytest.mark.parametrize("case", FUSED, ids=str)
+# A case of each kind: where statistics and parameters lie, and in which order.
+KINDS = (
+    *(
+        "BatchNorm1d",
+        "BatchNorm2d",
+        "BatchNorm2d_no_affine",
+        "GhostBatchNorm1d",
+        "InstanceNorm2d_tracked",
+        "GroupNorm_2",
+    ),
+    *("LayerNorm", "LayerNorm_two_axes", "LayerNorm_given", "LayerNorm2d", "RMSNorm_offset", "GroupNorm_given"),
+    *(
+        "BatchNorm2d_given",
+        "Norm_heads",
+        "Norm_affine_order",
+        "Norm_affine_kept",
+        "Norm_alternating",
+        "Norm_everything",
+    ),
+)
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
-@ALL
+@pytest.mark.parametrize("case", shortly(FUSED, *KINDS), ids=str)
 def test_training(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch)
     agrees(case, torch.float32, "contiguous", training=True)
 
 
-@pytest.mark.parametrize("name", ["BatchNorm2d", "InstanceNorm2d_tracked", "Norm_frozen"])
+@pytest.mark.parametrize("name", shortly(["BatchNorm2d", "InstanceNorm2d_tracked", "Norm_frozen"], "BatchNorm2d"))
 def test_evaluation(name: str) -> None:
     agrees(case(name), torch.float32, "contiguous", training=False)
 
 
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
-@pytest.mark.parametrize("name", ["RMSNorm_cast", "GroupNorm_2"])
+@pytest.mark.parametrize("name", shortly(["RMSNorm_cast", "GroupNorm_2"], "RMSNorm_cast"))
 def test_dtypes(name: str, dtype: torch.dtype) -> None:
     agrees(case(name), dtype, "contiguous", training=True)
 
 
-@pytest.mark.parametrize("name", ["RMSNorm", "BatchNorm2d", "LayerNorm"])
+@pytest.mark.parametrize("name", shortly(["RMSNorm", "BatchNorm2d", "LayerNorm"], "RMSNorm"))
 def test_float32_parameters_of_a_bfloat16_input(name: str) -> None:
     agrees(case(name), torch.bfloat16, "contiguous", training=True, mixed=True)
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "sliced"])
+@pytest.mark.parametrize("layout", shortly(["channels_last", "sliced"], "channels_last"))
 @pytest.mark.parametrize("name", ["BatchNorm2d", "GroupNorm_2", "LayerNorm2d", "InstanceNorm3d"])
 def test_layouts(name: str, layout: str) -> None:
     agrees(case(name), torch.float32, layout, training=True)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", ["BatchNorm2d", "GroupNorm_2", "LayerNorm", "LayerNorm2d", "LayerNorm_two_axes"])
+@pytest.mark.parametrize("layout", shortly(["contiguous", "channels_last"], "contiguous"))
+@pytest.mark.parametrize("name", ["BatchNorm2d", "GroupNorm_2", "LayerNorm", "LayerNorm2d"])
 def test_tiles_and_pieces(name: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tensors through the loops of large ones."""
     shrink(monkeypatch)
