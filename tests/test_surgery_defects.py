@@ -199,9 +199,20 @@ def test_converted_activation() -> None:
     accelerated, report = evenorm.accelerate(copy.deepcopy(model), x, report=True)
     assert error(accelerated(x), model(x)) < 1e-5
     assert report.count("replaced") == 1
-    folded, report = evenorm.fold(nn.Sequential(nn.Conv2d(4, 4, 1), model[0]).eval(), x, report=True)
+    whole: Any = nn.Sequential(nn.Conv2d(4, 4, 1), model[0]).eval()
+    expected = whole(x)
+    folded, report = evenorm.fold(whole, x, report=True)
+    assert report.count("folded") == 1
+    assert type(folded[1]) is nn.ReLU
+    assert error(folded(x), expected) < 1e-5
+
+
+def test_an_activation_that_is_none_of_ours_is_not_folded() -> None:
+    model: Any = randomize(nn.Sequential(nn.Conv2d(4, 4, 1), Activated(4)))
+    model[1].act = nn.Sigmoid()
+    _, report = evenorm.fold(model.eval(), torch.randn(2, 4, 5, 5), report=True)
     assert "more than a scale and a shift" in report.refused[0].refusal
-    assert isinstance(folded[1], Activated)
+    assert isinstance(model[1], Activated)
 
 
 def test_unused_layer() -> None:

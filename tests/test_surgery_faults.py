@@ -61,7 +61,7 @@ class Fragile(nn.Module):
 def test_interrupted_in_a_forward(
     name: str, calls: int, fault: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = nn.Sequential(network(), Fragile())
+    model: Any = nn.Sequential(network(), Fragile())
     model[0].append(nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 1)))
     model[0][1].register_forward_hook(lambda *_: None)
     model.eval()

@@ -182,8 +182,8 @@ def test_lengths_inside_are_those_of_the_example() -> None:
     model, plain = randomize(Outer()), randomize(Outer())
     _, report = evenorm.accelerate(model, images(), report=True)
     assert report.count("adds fused") == 1
-    assert is_fused(model, lambda: model(images()), model.inner.norm)  # type: ignore[union-attr, arg-type]
-    assert not is_fused(model, lambda: model(images(7)), model.inner.norm)  # type: ignore[union-attr, arg-type]
+    assert is_fused(model, lambda: model(images()), model.inner.norm)  # type: ignore[arg-type]
+    assert not is_fused(model, lambda: model(images(7)), model.inner.norm)  # type: ignore[arg-type]
     for shape in ((4, 6), (7, 6), (4, 4)):
         torch.testing.assert_close(model(x := images(*shape)), plain(x))
     with pytest.raises(RuntimeError, match="size"):

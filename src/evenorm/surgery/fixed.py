@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from evenorm.epilogue import Epilogue
 from evenorm.layers import Layer
-from evenorm.surgery.recognize import looks_like_norm
+from evenorm.surgery.recognize import epilogue_inside, looks_like_norm
 from evenorm.surgery.record import Call
 
 __all__ = ["Fixed", "find_fixed", "is_normalizer", "remainder"]
@@ -67,7 +67,7 @@ def _of_history(layer: Any, call: Call) -> Fixed | str:
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight.double())
     shift = (0 if bias is None else bias.double()) - mean * scale
-    epilogue = layer.epilogue if isinstance(layer, Layer) else Epilogue()
+    epilogue = layer.epilogue if isinstance(layer, Layer) else epilogue_inside(layer) or Epilogue()
     for axis in _axes(call.given, len(mean)):
         x, s, t = call.given.double(), _along(scale, axis, call.given), _along(shift, axis, call.given)
         most = float(((x * s).abs() + t.abs()).max())

@@ -24,7 +24,7 @@ from evenorm.surgery.kinds import outside_of_torch
 from evenorm.surgery.patterns import activation_of
 from evenorm.surgery.trace import has_other_forward
 
-__all__ = ["Twin", "looks_like_norm", "recognize"]
+__all__ = ["Twin", "epilogue_inside", "looks_like_norm", "recognize"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def recognize(module: nn.Module) -> Twin | str | None:
         return f"{kind.__name__} has no forward of Python yet"
     if has_other_forward(module):
         return "its forward was replaced"
-    epilogue = _epilogue(module)
+    epilogue = epilogue_inside(module)
     if epilogue is None:
         return "it has layers of its own inside"
     if _arguments(module) != 1:
@@ -114,7 +114,7 @@ def _candidates(module: nn.Module) -> Iterator[Twin]:
                 yield Twin(kind, {**shape, "weight_offset": offset, "cast": "after"})
 
 
-def _epilogue(module: nn.Module) -> Epilogue | None:
+def epilogue_inside(module: nn.Module) -> Epilogue | None:
     """What the activation inside a layer computes, as in timm's BatchNormAct2d; ``None`` where more is inside."""
     inside = [child for child in module.children() if type(child) is not nn.Identity]
     if not inside:
