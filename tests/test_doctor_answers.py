@@ -118,7 +118,8 @@ def test_what_is_wrong_is_still_found(name: str) -> None:
 @contextmanager
 def one_process() -> Iterator[Any]:
     """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         yield init_device_mesh("cpu", (1,))
     finally:
@@ -142,7 +143,7 @@ def test_a_sharded_model_is_examined_by_its_state_and_trains_on() -> None:
     body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.99), nn.LayerNorm(8))
     expected = losses(copy.deepcopy(body))
     with one_process() as mesh:
-        sharded = fully_shard(copy.deepcopy(body), mesh=mesh)
+        sharded: Any = fully_shard(copy.deepcopy(body), mesh=mesh)
         optimizer = torch.optim.AdamW(sharded.parameters())
         found = evenorm.examine(sharded, ROWS, optimizer=optimizer)
         assert "sharded: only its state is examined" in " ".join(found.notes)
@@ -155,7 +156,7 @@ def test_a_sharded_model_is_examined_by_its_state_and_trains_on() -> None:
 def test_a_sharded_model_is_watched() -> None:
     body = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
     with one_process() as mesh:
-        sharded = fully_shard(body, mesh=mesh)
+        sharded: Any = fully_shard(body, mesh=mesh)
         optimizer = torch.optim.SGD(sharded.parameters(), lr=0.1)
         with evenorm.Monitor(sharded, optimizer) as monitor:
             sharded(ROWS).square().mean().backward()
@@ -163,4 +164,4 @@ def test_a_sharded_model_is_watched() -> None:
         (row,) = monitor.table().rows
         weight = sharded.get_parameter("1.weight")
         assert weight.grad is not None
-        assert row.gradients["weight"] == pytest.approx(float(weight.grad.full_tensor().norm()))  # type: ignore[attr-defined]
+        assert row.gradients["weight"] == pytest.approx(float(weight.grad.full_tensor().norm()))

@@ -1,5 +1,6 @@
 """A monitor inside other people's loops, run by these people's own trainers."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def test_lightning() -> None:
         callbacks=[lightning_callback(monitors.append)],
         **dict.fromkeys(quiet, False),
     )
-    trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(32, 4), batch_size=8))
+    rows: Any = torch.randn(32, 4)
+    trainer.fit(Module(), torch.utils.data.DataLoader(rows, batch_size=8))
     watched(monitors)
 
 
@@ -115,13 +117,14 @@ def test_scalars_of_every_layer() -> None:
 
 def test_tensorboard_reads_them_back(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the writer is TensorBoard's")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
+
+    reading: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
 
     monitor = trained()
     with SummaryWriter(str(tmp_path)) as writer:
         write_scalars(monitor, writer)
-    events = EventAccumulator(str(tmp_path))
+    events = reading.EventAccumulator(str(tmp_path))
     events.Reload()
     (event,) = events.Scalars("normalization/body.1/std")
     assert (event.value, event.step) == (pytest.approx(monitor.table().rows[0].deviation), 2)
