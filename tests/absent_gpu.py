@@ -65,7 +65,8 @@ def compile_all(calls: list[dict[str, Any]], capability: int) -> None:
             constants["REAL"] = device._REALS[constants["REAL"]]
         made = device._KERNELS[kernel].warmup(first, *operands, grid=(programs,), **constants)
         narrow = made.asm["ptx"].count("ld.global.b16 ")
-        {"kernel": kernel, "programs": programs, "narrow": narrow, **resources(made.asm["cubin"])}
+        found = {"kernel": kernel, "programs": programs, "narrow": narrow, **resources(made.asm["cubin"])}
+        sys.stdout.write(f"{json.dumps(found)}\n")
 
     device.start = launch
     for call in calls:

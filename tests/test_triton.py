@@ -65,7 +65,9 @@ def test_layouts(name: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", shortly(["contiguous", "channels_last"], "contiguous"))
-@pytest.mark.parametrize("name", ["BatchNorm2d", "GroupNorm_2", "LayerNorm", "LayerNorm2d"])
+@pytest.mark.parametrize(
+    "name", shortly(["BatchNorm2d", "GroupNorm_2", "LayerNorm", "LayerNorm2d"], "BatchNorm2d", "LayerNorm")
+)
 def test_tiles_and_pieces(name: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tensors through the loops of large ones."""
     shrink(monkeypatch)

@@ -185,12 +185,12 @@ def test_a_first_tile_far_from_the_rest(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close((mean, m2), expected, rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("width", [6, 40])
+@pytest.mark.parametrize("width", [6, 20])
 def test_a_row_does_not_depend_on_its_neighbors(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor on how many there are; what is not finite stays in its row."""
     if width > 16:
         shrink(monkeypatch)
-    setting = Setting("... [d]", "d", (5, width))
+    setting = Setting("... [d]", "d", (3, width))
     x, dy = tensors(setting, None)
     finish, pattern = setting.finish("silu"), setting.parsed
 
@@ -201,7 +201,7 @@ def test_a_row_does_not_depend_on_its_neighbors(width: int, monkeypatch: pytest.
     whole = rows(x, dy)
     strange = x.clone()
     strange[1:] = torch.nan
-    for part, values in ((slice(0, 1), x), (slice(2, 4), x), (slice(0, 1), strange)):
+    for part, values in ((slice(0, 1), x), (slice(1, 3), x)):
         for mine, all_rows in zip(rows(values[part], dy[part]), whole, strict=True):
             assert torch.equal(mine, all_rows[part])
     for mine, all_rows in zip(rows(strange, dy), whole, strict=True):
@@ -248,6 +248,7 @@ def test_second_derivatives_are_composed() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     layer, _ = layers()
     x, dy = (there(torch.randn(3, 6)) for _ in range(2))

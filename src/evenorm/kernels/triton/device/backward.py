@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from evenorm.kernels.triton.device.blocks import flat, groups, place, total
+from evenorm.kernels.triton.device.blocks import BATCH, GROUP, OUTER, flat, groups, place, total
 from evenorm.kernels.triton.device.gradients import (
     backward_tile,
     per_parameter,
@@ -13,10 +13,6 @@ from evenorm.kernels.triton.device.gradients import (
 )
 
 __all__ = ["grad_input", "grad_parameters", "gradient"]
-
-BATCH = tl.constexpr(1)
-OUTER = tl.constexpr(2)
-GROUP = tl.constexpr(4)
 
 
 @triton.jit

@@ -15,8 +15,13 @@ import triton
 import triton.language as tl
 
 from evenorm.kernels.triton.device.curves import slope_at
+from evenorm.kernels.triton.view import Along
 
 __all__ = [
+    "BATCH",
+    "GROUP",
+    "INNER",
+    "OUTER",
     "along",
     "before_activation",
     "count_of",
@@ -42,10 +47,10 @@ __all__ = [
 # Triton's interpreter cuts bits off where the hardware rounds.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
-BATCH = tl.constexpr(1)
-OUTER = tl.constexpr(2)
-GROUP = tl.constexpr(4)
-INNER = tl.constexpr(8)
+BATCH = tl.constexpr(int(Along.BATCH))
+OUTER = tl.constexpr(int(Along.OUTER))
+GROUP = tl.constexpr(int(Along.GROUP))
+INNER = tl.constexpr(int(Along.INNER))
 
 # Squares below this, of each value, may have been lost to underflow, unless every value equals a mean this far from 0.
 TINY_SQUARE = tl.constexpr(2.0**-100)

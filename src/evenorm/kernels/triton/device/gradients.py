@@ -4,6 +4,9 @@ import triton
 import triton.language as tl
 
 from evenorm.kernels.triton.device.blocks import (
+    GROUP,
+    INNER,
+    OUTER,
     along,
     exists,
     flat,
@@ -18,10 +21,6 @@ from evenorm.kernels.triton.device.blocks import (
 )
 
 __all__ = ["backward_tile", "per_parameter", "statistics_of", "store_input", "store_parts"]
-
-OUTER = tl.constexpr(2)
-GROUP = tl.constexpr(4)
-INNER = tl.constexpr(8)
 
 
 @triton.jit
