@@ -146,7 +146,8 @@ class Monitor:
         forwards = self.record.tail.forwards
         pending = any(forward.gradients and not forward.backward for forward in forwards)
         self._outer = len(forwards)
-        forwards.append(Forward(model.training, torch.is_grad_enabled(), pending))
+        to_inputs = any(x.requires_grad for x in tensors(args))
+        forwards.append(Forward(model.training, torch.is_grad_enabled(), pending, to_inputs))
 
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
         if model is not self.model:
@@ -260,5 +261,7 @@ def gradient_norms(sites: Sequence[Site]) -> tuple[tuple[str, ...], Tensor | Non
 def _marking(forward: Forward) -> Callable[[Tensor], None]:
     def mark(gradient: Tensor) -> None:
         forward.backward = True
+        # Gradients are recorded inside a backward pass only under create_graph=True.
+        forward.penalized |= forward.to_inputs and torch.is_grad_enabled()
 
     return mark

@@ -24,13 +24,17 @@ class Forward:
         training: the model's own mode.
         gradients: whether gradients were recorded.
         pending: whether an earlier pass still waited for its gradients.
+        to_inputs: whether its inputs ask for a gradient.
         backward: whether gradients have come back through its outputs.
+        penalized: whether the gradient of its inputs was taken so that it can be differentiated again.
     """
 
     training: bool
     gradients: bool
     pending: bool
+    to_inputs: bool = False
     backward: bool = False
+    penalized: bool = False
 
 
 @dataclass(frozen=True)
