@@ -116,11 +116,11 @@ def test_the_command_lists_explains_shows_and_advises(project: Path) -> None:
     assert "EN112" in call("--rules").stdout
     assert "Why it matters" in call("--explain", "EN112").stdout
     assert call("--explain", "EN999").exit_code == 2
-    rows = json.loads(call("examined_project:build", "--input", "6,4", "--table", "--format", "json").stdout)[0][
-        "layers"
-    ]
+    (shown,) = json.loads(call("examined_project:build", "--input", "6,4", "--table", "--format", "json").stdout)
+    rows = shown["layers"]
     assert [(row["path"], row["values"], row["updates"]) for row in rows] == [("1", 6, 1)]
     assert set(rows[0]["gradients"]) == {"weight", "bias"}
+    assert shown["other gradients"]["0.weight"] > 0
     advice = json.loads(call("examined_project:build", "--input", "6,4", "--advise", "--format", "json").stdout)
     assert [part["use"] for part in advice] == ["layer norm"]
     assert call("examined_project:build", "--table").exit_code == 2

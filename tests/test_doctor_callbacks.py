@@ -33,7 +33,7 @@ def watched(monitors: list[Monitor]) -> None:
     (monitor,) = monitors
     assert monitor.steps == STEPS
     assert [step.updates for step in monitor.record.steps] == [{"body.1": 1}] * STEPS
-    assert set(monitor.record.steps[-1].gradients) == {"body.1.weight", "body.1.bias"}
+    assert {"body.1.weight", "body.1.bias"} < set(monitor.record.steps[-1].gradients)
     assert monitor.examination().codes == ("EN112",)
     assert not any(module._forward_hooks for module in monitor.model.modules())
 

@@ -105,7 +105,7 @@ class Monitor:
         with self._account.spending():
             step = self.record.tail
             self._count(step)
-            step.names, step.norms = gradient_norms(self.sites)
+            step.names, step.norms = gradient_norms(self.model)
             if not self._measuring:
                 # The layer whose turn it was may not run at all.
                 self._turn += 1
@@ -243,13 +243,13 @@ class Account:
         return self.spent < self.share * (self._passed + running)
 
 
-def gradient_norms(sites: Sequence[Site]) -> tuple[tuple[str, ...], Tensor | None]:
+def gradient_norms(model: nn.Module) -> tuple[tuple[str, ...], Tensor | None]:
     """Names and norms of the gradients that lie in ``.grad`` now; the norms stay on their device."""
-    named: dict[str, Tensor] = {}
-    for site in sites:
-        for name, parameter in site.parameters.items():
-            if parameter.grad is not None:
-                named[f"{site.path}.{name}" if site.path else name] = parameter.grad
+    named = {
+        name: p.grad.coalesce().values() if p.grad.is_sparse else p.grad
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
     if not named:
         return (), None
     device = next(iter(named.values())).device

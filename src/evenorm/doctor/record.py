@@ -68,7 +68,7 @@ class Step:
         forwards: passes through the whole model, in order.
         calls: of the normalizers, in order.
         updates: how often each site's running statistics moved, by path; sites that did not move are left out.
-        names, norms: of the normalizers' gradients. The norms are read late, since reading waits for the device.
+        names, norms: of the parameters' gradients. The norms are read late, since reading waits for the device.
     """
 
     number: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,13 +69,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows, in the order of the calls."""
+    """The rows, in the order of the calls.
+
+    Attributes:
+        gradients: norms of the gradients of all other parameters.
+    """
 
     rows: tuple[Row, ...]
+    gradients: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"layers": [asdict(row) for row in self.rows]}
+        return {"layers": [asdict(row) for row in self.rows], "other gradients": self.gradients}
+
+    def others(self) -> list[tuple[str, str]]:
+        """The other parameters' gradient norms, module by module."""
+        modules: dict[str, list[str]] = {}
+        for name, norm in self.gradients.items():
+            module, _, parameter = name.rpartition(".")
+            modules.setdefault(module, []).append(f"{parameter} {shown(norm)}")
+        return [(module, ", ".join(norms)) for module, norms in modules.items()]
 
     def cells(self) -> list[list[str]]:
         """Text, row by row."""
@@ -85,7 +98,9 @@ class Table:
         """A page of its own."""
         head = "".join(f"<th>{escape(heading)}</th>" for heading, _ in HEADINGS.values())
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.cells())
-        return framed("Normalization layers", f"<table><tr>{head}</tr>{body}</table>")
+        rest = "".join(f"<tr><td>{escape(module)}</td><td>{escape(norms)}</td></tr>" for module, norms in self.others())
+        other = f"<table><tr><th>other modules</th><th>gradient norms</th></tr>{rest}</table>" if rest else ""
+        return framed("Normalization layers", f"<table><tr>{head}</tr>{body}</table>{other}")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table as Grid
@@ -100,6 +115,14 @@ class Table:
             grid.add_row(*(_short(getattr(row, name)) for name in HEADINGS))
         yield grid
         yield Text(LEGEND, style="dim")
+        if self.gradients:
+            rest = Grid(box=None, padding=(0, 1, 0, 0))
+            rest.add_column("other modules", overflow="fold")
+            rest.add_column("gradient norms")
+            for module, norms in self.others():
+                rest.add_row(Text(module), norms)
+            yield Text()
+            yield rest
 
 
 def _short(value: object) -> str:
@@ -120,7 +143,9 @@ def _cell(value: object) -> str:
 def table(calls: Iterable[Call], gradients: dict[str, float], updates: dict[str, int]) -> Table:
     """The table of the last call of each site."""
     last: dict[str, Call] = {call.site.path: call for call in calls if not call.recomputed}
-    return Table(tuple(_row(call, gradients, updates.get(path, 0)) for path, call in last.items()))
+    rows = tuple(_row(call, gradients, updates.get(path, 0)) for path, call in last.items())
+    own = {f"{row.path}.{name}" if row.path else name for row in rows for name in row.gradients}
+    return Table(rows, {name: norm for name, norm in gradients.items() if name not in own})
 
 
 def _row(call: Call, gradients: dict[str, float], updates: int) -> Row:
