@@ -141,9 +141,10 @@ def test_evidence_is_cited_with_its_figures(tmp_path: Path) -> None:
     file = tmp_path / "evidence.md"
     file.write_text(EVIDENCE, encoding="utf-8")
     cited = evidence.read(file)
-    assert str(cited["speed", 1]) == "**holds**, 2.1 × [1.9, 2.3], 5 seeds, full ([speed](evidence.md#speed))"
+    link = '([speed](evidence.md#speed "It is faster."))'
+    assert str(cited["speed", 1]) == f"**holds**, 2.1 × [1.9, 2.3], 5 seeds, full {link}"
     assert cited["speed", 2].verdict == "does not hold"
-    assert str(cited["depth", 1]) == "not measured yet ([depth](evidence.md#depth))"
+    assert str(cited["depth", 1]) == 'not measured yet ([depth](evidence.md#depth "It is deep."))'
 
 
 def test_every_claim_of_the_evidence_is_read() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["Cited", "EvidenceError", "read"]
 
-_CLAIM = re.compile(r"^- \*\*(?P<verdict>[^*]+)\*\*: (?P<claim>.+)\n  (?P<measured>.+)$", re.MULTILINE)
+_CLAIM = re.compile(r"^- \*\*(?P<verdict>[^*]+)\*\*: (?P<claim>.+?) \(.+\)\n  (?P<measured>.+)$", re.MULTILINE)
 _ROW = re.compile(r"^\| (?P<slug>[\w-]+) \|.*\| (?P<seeds>\d+), (?P<scale>\w+) \| [^|]+\|$", re.MULTILINE)
 # After the effect's description stands the figure, before the rule.
 _FIGURE = re.compile(r": (?P<figure>[^:]*?)\. Holds where")
@@ -24,13 +24,16 @@ class Cited:
     """One claim's verdict and figure."""
 
     slug: str
+    claim: str
     verdict: str
     figure: str
     seeds: int
     scale: str
 
     def __str__(self) -> str:
-        link = f"[{self.slug}](evidence.md#{self.slug})"
+        # What exactly was claimed shows under the pointer.
+        said = self.claim.replace('"', "'")
+        link = f'[{self.slug}](evidence.md#{self.slug} "{said}")'
         if _NONE in self.figure:
             return f"not measured yet ({link})"
         return f"**{self.verdict}**, {self.figure}, {self.seeds} seeds, {self.scale} ({link})"
@@ -49,5 +52,5 @@ def read(file: Path) -> dict[tuple[str, int], Cited]:
             figure = _FIGURE.search(claim["measured"])
             if figure is None:
                 raise EvidenceError(f"{file.name}: claim {place} of {slug!r} names no figure: {claim['measured']}")
-            cited[slug, place] = Cited(slug, claim["verdict"], figure["figure"], *runs[slug])
+            cited[slug, place] = Cited(slug, claim["claim"], claim["verdict"], figure["figure"], *runs[slug])
     return cited
