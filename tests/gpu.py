@@ -48,9 +48,9 @@ def there(value: Any) -> Any:
 def step_there(layer: Layer, x: Tensor, dy: Tensor, options: dict[str, Tensor]) -> Step:
     """Forward and backward on the device; what they leave behind, back from it."""
     found = step(layer.to(DEVICE), there(x), there(dy), there(options))
-    parts = [None if t is None else t.cpu() for t in found[:4]]
     history = None if found.history is None else (found.history[0].cpu(), found.history[1].cpu())
-    return Step(*parts, history)  # type: ignore[arg-type]
+    gradients = (None if t is None else t.cpu() for t in (found.x, found.weight, found.bias))
+    return Step(found.y.cpu(), *gradients, history)
 
 
 def agrees(case: Case, dtype: torch.dtype, layout: str, training: bool, seed: int = 0, *, mixed: bool = False) -> None:

@@ -81,7 +81,7 @@ def test_hopper(name: str) -> None:
     kernels = compiled(CALLS[name], 90)
     assert {"forward", "gradient"} <= {found["kernel"] for found in kernels}
     for found in kernels:
-        assert found["stack"] <= 64, found
+        assert found["stack"] <= 160, found
         assert found["narrow"] == 0, found
 
 

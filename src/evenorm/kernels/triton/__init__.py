@@ -115,9 +115,10 @@ def grad_sums(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
     call = Call(x, pattern, finish, mask, dy=dy)
-    (s1, s2), d_weight, d_bias = call.gradient(call.to_memory(mean), call.to_memory(rstd), "rstd")
-    sums = (call.to_pattern(s.reshape(call.statistics_shape)) for s in (s1, s2))
-    return *sums, call.to_affine(d_weight), call.to_affine(d_bias)
+    sums, of_parameters = call.gradient(call.to_memory(mean), call.to_memory(rstd), "rstd")
+    s1, s2 = sums.reshape(2, *call.statistics_shape)
+    d_weight, d_bias = call.pair(of_parameters)
+    return call.to_pattern(s1), call.to_pattern(s2), d_weight, d_bias
 
 
 def grad_input(
@@ -155,11 +156,12 @@ def backward(
     dx, dz = call.new_output(), call.new_residual_gradient()
     mean, m2 = call.to_memory(mean), call.to_memory(m2)
     if call.prepared.pieces_back == 1:
-        _, d_weight, d_bias = call.gradient(mean, m2, "m2", dx, dz)
+        _, of_parameters = call.gradient(mean, m2, "m2", dx, dz)
     else:
         count = call.prepared.view.values if call.counts is None else call.counts
         rstd = (m2 / count + eps).rsqrt()
-        sums, d_weight, d_bias = call.gradient(mean, rstd, "rstd")
+        sums, of_parameters = call.gradient(mean, rstd, "rstd")
         c1, c2 = sums.reshape(2, *mean.shape) / count
         call.grad_input(dx, dz, mean, rstd, c1 if centered else None, c2)
-    return call.natural(dx), call.to_affine(d_weight), call.to_affine(d_bias), call.residual_gradient(dy, dz)
+    d_weight, d_bias = call.pair(of_parameters)
+    return call.natural(dx), d_weight, d_bias, call.residual_gradient(dy, dz)

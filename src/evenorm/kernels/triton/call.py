@@ -37,7 +37,9 @@ class Call(Operands):
         )
         super().__init__(self.prepared.plan, x, finish, dy)
         self.weight, self.bias = self.parameter(finish.weight), self.parameter(finish.bias)
-        self.mask, self.mask_strides, self.counts = None, (0, 0, 0, 0), None
+        self.mask: Tensor | None = None
+        self.mask_strides: tuple[int, ...] = (0, 0, 0, 0)
+        self.counts: Tensor | None = None
         if mask is not None:
             self.mask, self.mask_strides = self._laid(mask)
             self.counts = self.to_memory(masks.counts(mask, pattern.bind(x.shape)).clamp_min(1))
@@ -72,8 +74,8 @@ class Call(Operands):
 
     def gradient(
         self, mean: Tensor, spread: Tensor, kind: str, dx: Tensor | None = None, dz: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Σ γ·dz and Σ γ·dz·x̂, stacked; Σ dz·x̂ and Σ dz of the parameters.
+    ) -> tuple[Tensor, Tensor]:
+        """Σ γ·dz and Σ γ·dz·x̂, stacked; Σ dz·x̂ and Σ dz of the parameters, stacked too.
 
         Args:
             kind: what ``spread`` is, ``"rstd"`` or ``"m2"``.
@@ -91,7 +93,7 @@ class Call(Operands):
         self._launch(made.gradient, self.dy, self.x, dx, dz, *beside, sums, kept, self.mask_strides, SPREAD=kind)
         if kept is None:
             self._launch(made.grad_parameters, self.dy, self.x, *beside, partial, self.mask_strides, SPREAD=kind)
-        return (sums[0] if cut == 1 else sums.sum(0)), *self._summed(partial)
+        return (sums[0] if cut == 1 else sums.sum(0)), self._summed(partial)
 
     def grad_input(
         self, dx: Tensor, dz: Tensor | None, mean: Tensor, rstd: Tensor, c1: Tensor | None, c2: Tensor | None
@@ -99,6 +101,11 @@ class Call(Operands):
         """dx of sums over the count, in memory's order."""
         beside = (mean, rstd, c1, c2, *self._way_back, self.mask_strides)
         self._launch(self.prepared.grad_input, self.dy, self.x, dx, dz, *beside)
+
+    def pair(self, of_parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Both gradients in the order of the affine's axes."""
+        d_weight, d_bias = of_parameters
+        return self.to_affine(d_weight), self.to_affine(d_bias)
 
     def _summed(self, partial: Tensor) -> Tensor:
         """The parameters' gradients in memory's order, each of its partial sums in one fixed order."""
@@ -130,4 +137,4 @@ class Call(Operands):
         # Where there is no GPU nothing comes as far as this.
         from evenorm.kernels.triton.device import start
 
-        start(launch.kernel, launch.programs, *operands, *launch.numbers, **launch.constants, **constants)
+        start(launch.kernel, launch.programs, (*operands, *launch.numbers), {**launch.constants, **constants})

@@ -20,6 +20,8 @@ __all__ = ["Launch", "Prepared", "planned", "prepared"]
 
 # Moments that one program merges.
 _MERGED = 2048
+# Of a thread: 16 warps of a multiprocessor have so many each, which leaves it other work while some of it waits.
+_REGISTERS = 128
 
 
 class Launch(NamedTuple):
@@ -68,7 +70,13 @@ class Prepared:
             "forward",
             self.view.size.batch * whole.blocks * cut,
             (*self._levels(self.view.x), whole.across, whole.count, whole.blocks, cut, each, self.view.statistics),
-            {"EPS": self.eps, "CENTERED": self.centered, "SINGLE": whole.single, **self._constants(whole)},
+            {
+                "EPS": self.eps,
+                "CENTERED": self.centered,
+                "SINGLE": whole.single,
+                "maxnreg": _REGISTERS,
+                **self._constants(whole),
+            },
         )
 
     @cached_property
@@ -114,6 +122,7 @@ class Prepared:
                 "CENTERED": self.centered,
                 "SINGLE": whole.single,
                 "STEADY": shared.steady,
+                "maxnreg": _REGISTERS,
                 **self._constants(whole),
             },
         )
@@ -195,7 +204,7 @@ class Prepared:
             "LAYOUT": (int(found.along), found.wraps, found.stretched),
             "FINISH": (epilogue.activation, epilogue.slope, affine.offset, affine.cast == "before"),
             "TILE": (tile.outer, tile.group, tile.inner, tile.unit),
-            "REAL": self.real,
+            "DOUBLE": self.real == torch.float64,
             "num_warps": tile.warps,
         }
 

@@ -84,7 +84,8 @@ def tile(view: View, whole: int, itemsize: int) -> Tile:
         across=across,
         count=across * _parts(size.outer, outer),
         blocks=_parts(size.group, group),
-        warps=min(16, max(1, elements // 512)),
+        # Threads of columns hold a statistic of each of their elements, so they get fewer.
+        warps=min(16, max(1, elements // (256 if group > 1 and outer > 1 else 512))),
     )
 
 

@@ -106,7 +106,13 @@ def view(plan: Plan) -> View:
     last = sum((n - 1) * t for n, t, yes in zip(size, dense, changes, strict=True) if yes)
     slot, slots = _slots(size, dense, changes)
     return View(
-        *(size, *strides, plan.span, plan.count, plan.stretch),
+        size=size,
+        dense=dense,
+        x=strides[1],
+        dy=strides[2],
+        span=plan.span,
+        count=plan.count,
+        stretch=plan.stretch,
         along=along,
         wraps=stretched or last // plan.span >= plan.count,
         stretched=stretched,

@@ -82,7 +82,7 @@ def gradient(
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
     TILE: tl.constexpr,
-    REAL: tl.constexpr,
+    DOUBLE: tl.constexpr,
 ) -> None:
     """Σ γ·dz and Σ γ·dz·x̂ of some blocks of statistics, Σ dz·x̂ and Σ dz of their parameters; dx, where it is wanted.
 
@@ -90,6 +90,7 @@ def gradient(
     they are STEADY, else to the end of a run of the inner axis. A program with several blocks keeps the parameters'
     sums from one to the next. Without ``parts`` the parameters are another kernel's.
     """
+    REAL: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     program = tl.program_id(0)
     piece = program % pieces
     first = piece * per_piece
@@ -203,9 +204,10 @@ def grad_input(
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
     TILE: tl.constexpr,
-    REAL: tl.constexpr,
+    DOUBLE: tl.constexpr,
 ) -> None:
     """dx of given sums over the count, one tile."""
+    REAL: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     program = tl.program_id(0)
     b = (program // blocks // tiles).to(tl.int64)
     g = groups(program % blocks, TILE)
@@ -260,9 +262,10 @@ def grad_parameters(
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
     TILE: tl.constexpr,
-    REAL: tl.constexpr,
+    DOUBLE: tl.constexpr,
 ) -> None:
     """Σ dz·x̂ and Σ dz of the parameters of one tile, over some of the blocks of statistics that share them."""
+    REAL: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     program = tl.program_id(0)
     split = program % splits
     t = program // splits % tiles

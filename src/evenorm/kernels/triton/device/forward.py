@@ -81,9 +81,10 @@ def forward(
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
     TILE: tl.constexpr,
-    REAL: tl.constexpr,
+    DOUBLE: tl.constexpr,
 ) -> None:
     """Moments of a block of statistics, or of a piece of each; and y, where it is wanted and they are whole."""
+    REAL: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     DTYPE: tl.constexpr = x.dtype.element_ty
     program = tl.program_id(0)
     piece = program // blocks % pieces
@@ -103,9 +104,9 @@ def forward(
             x, mask, b, g, first, last, across, size, x_strides, mask_strides, CENTERED, TILE, REAL
         )
     here = g < size[1]
-    if tl.float64 != REAL:
+    if not DOUBLE:
         lost = lost | doubtful(n, mean, m2)
-    if tl.float64 != REAL or not SINGLE:
+    if not DOUBLE or not SINGLE:
         lost = lost & here & (n > 0)
         if tl.sum(lost.to(tl.int32)) > 0:
             exact = survey(
@@ -189,9 +190,10 @@ def apply(
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
     TILE: tl.constexpr,
-    REAL: tl.constexpr,
+    DOUBLE: tl.constexpr,
 ) -> None:
     """y of given statistics, one tile."""
+    REAL: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     program = tl.program_id(0)
     b = (program // blocks // tiles).to(tl.int64)
     g = groups(program % blocks, TILE)
