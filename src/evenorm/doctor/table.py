@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from evenorm.doctor.formats.html import framed
 from evenorm.doctor.formats.text import shown
@@ -36,6 +36,8 @@ LEGEND = (
     "the running means from the batch's, in standard deviations; ratio: of the running variances to the batch's; "
     "gradients: norms, in the order of the parameters; upd.: updates of the running statistics"
 )
+# Figures that are words, first of all.
+WORDS = 2
 SHORT = {"training": "train", "evaluation": "eval"}
 # Beyond so many standard deviations a sigmoid or tanh is flat.
 SATURATED = 3.0
@@ -106,23 +108,31 @@ class Table:
         from rich.table import Table as Grid
         from rich.text import Text
 
-        grid = Grid(box=None, padding=(0, 1, 0, 0))
-        for name, (_, heading) in HEADINGS.items():
-            is_text = name in ("path", "kind", "mode")
-            overflow: Literal["fold", "ellipsis"] = "fold" if name == "path" else "ellipsis"
-            grid.add_column(heading, no_wrap=name != "path", justify="left" if is_text else "right", overflow=overflow)
-        for row in self.rows:
-            grid.add_row(*(_short(getattr(row, name)) for name in HEADINGS))
-        yield grid
+        figures = [name for name in HEADINGS if name != "path"]
+        lines = [[HEADINGS[name][1] for name in figures]]
+        lines += [[_short(getattr(row, name)) for name in figures] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        head, *rest = [
+            "  "
+            + " ".join(
+                c.ljust(w) if i < WORDS else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+            )
+            for cells in lines
+        ]
+        yield Text(head, style="bold")
+        for row, figures_of_row in zip(self.rows, rest, strict=True):
+            # A path may be longer than what a line leaves beside ten figures.
+            yield Text(row.path or "(the model)")
+            yield Text(figures_of_row)
         yield Text(LEGEND, style="dim")
         if self.gradients:
-            rest = Grid(box=None, padding=(0, 1, 0, 0))
-            rest.add_column("other modules", overflow="fold")
-            rest.add_column("gradient norms")
+            other = Grid(box=None, padding=(0, 1, 0, 0))
+            other.add_column("other modules", overflow="fold")
+            other.add_column("gradient norms")
             for module, norms in self.others():
-                rest.add_row(Text(module), norms)
+                other.add_row(Text(module or "(the model)"), norms)
             yield Text()
-            yield rest
+            yield other
 
 
 def _short(value: object) -> str:
