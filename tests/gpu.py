@@ -49,8 +49,11 @@ def step_there(layer: Layer, x: Tensor, dy: Tensor, options: dict[str, Tensor]) 
     """Forward and backward on the device; what they leave behind, back from it."""
     found = step(layer.to(DEVICE), there(x), there(dy), there(options))
     history = None if found.history is None else (found.history[0].cpu(), found.history[1].cpu())
-    gradients = (None if t is None else t.cpu() for t in (found.x, found.weight, found.bias))
-    return Step(found.y.cpu(), *gradients, history)
+    return Step(found.y.cpu(), _back(found.x), _back(found.weight), _back(found.bias), history)
+
+
+def _back(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()
 
 
 def agrees(case: Case, dtype: torch.dtype, layout: str, training: bool, seed: int = 0, *, mixed: bool = False) -> None:
