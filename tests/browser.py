@@ -51,6 +51,18 @@ class Opened:
         page.on("request", lambda request: self.requests.append(request.url))
         page.goto(address)
 
+    def read(self) -> None:
+        """Bring every part of the page into the window once: what comes near is drawn then."""
+        self.page.evaluate(
+            """async () => {
+              for (let y = 0; y < document.body.scrollHeight; y += innerHeight) {
+                scrollTo(0, y);
+                await new Promise((done) => setTimeout(done, 60));
+              }
+              scrollTo(0, 0);
+            }"""
+        )
+
     @property
     def left(self) -> list[str]:
         """Requests for anything but the page itself and what it carries."""

@@ -26,6 +26,7 @@ def main(folder: Path, pages: list[Path]) -> int:
                 for scheme in SCHEMES:
                     picture = folder / f"{page.stem}-{width}-{scheme}.png"
                     with opened(chromium, page, width=width, scheme=scheme) as shown:
+                        shown.read()
                         shown.page.screenshot(path=picture, full_page=True)
                     sys.stdout.write(f"{picture}\n")
     return 0

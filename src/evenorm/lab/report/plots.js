@@ -20,37 +20,50 @@ const painted = (value) => {
   return value;
 };
 
-const draw = () => {
+const drawPlot = (plot) => {
   const paper = root.classList.contains("paper");
-  for (const plot of plots) {
-    const figure = figures[plot.dataset.figure];
-    const layout = painted({
-      margin: { l: 54, r: 12, t: 22, b: 40 },
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: "system-ui, sans-serif", size: 12, color: "--text" },
-      showlegend: false,
-      hovermode: "x unified",
-      hoverlabel: { bgcolor: "--raised", bordercolor: "--rule", font: { color: "--text" } },
-      dragmode: false,
-      height: figure.height,
-      ...figure.layout,
-    });
-    for (const name of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
-      layout[name] = {
-        automargin: true,
-        fixedrange: true,
-        zeroline: false,
-        gridcolor: color("--rule"),
-        linecolor: color("--rule"),
-        ...layout[name],
-      };
-    }
-    if (paper) layout.width = plot.closest(".grid") ? PAPER.half : PAPER.whole;
-    const traces = figure.traces.map((trace) => ({ ...painted(trace), visible: !hidden.has(trace.name) }));
-    Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: !paper });
+  const figure = figures[plot.dataset.figure];
+  const layout = painted({
+    margin: { l: 54, r: 12, t: 22, b: 40 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: "system-ui, sans-serif", size: 12, color: "--text" },
+    showlegend: false,
+    hovermode: "x unified",
+    hoverlabel: { bgcolor: "--raised", bordercolor: "--rule", font: { color: "--text" } },
+    dragmode: false,
+    height: figure.height,
+    ...figure.layout,
+  });
+  for (const name of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
+    layout[name] = {
+      automargin: true,
+      fixedrange: true,
+      zeroline: false,
+      gridcolor: color("--rule"),
+      linecolor: color("--rule"),
+      ...layout[name],
+    };
   }
+  if (paper) layout.width = plot.closest(".grid") ? PAPER.half : PAPER.whole;
+  const traces = figure.traces.map((trace) => ({ ...painted(trace), visible: !hidden.has(trace.name) }));
+  Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: !paper });
 };
+
+// A plot is drawn when it comes near: a page of seventy opens at once.
+const drawn = new Set();
+const draw = () => drawn.forEach(drawPlot);
+const near = new IntersectionObserver((entries) => {
+  for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+    near.unobserve(target);
+    drawn.add(target);
+    drawPlot(target);
+  }
+}, { rootMargin: "800px" });
+for (const plot of plots) {
+  plot.style.minHeight = `${figures[plot.dataset.figure].height}px`;
+  near.observe(plot);
+}
 
 for (const button of document.querySelectorAll(".keys button")) {
   button.addEventListener("click", () => {
@@ -71,6 +84,9 @@ for (const button of document.querySelectorAll(".filters button")) {
   });
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-addEventListener("beforeprint", () => { root.classList.add("paper"); draw(); });
+addEventListener("beforeprint", () => {
+  root.classList.add("paper");
+  plots.forEach((plot) => drawn.add(plot));
+  draw();
+});
 addEventListener("afterprint", () => { root.classList.remove("paper"); draw(); });
-draw();
