@@ -51,7 +51,7 @@ class Rule:
         """Say it before anything is measured."""
         up = self.holds > self.reverses
         wanted, opposite = ("least", "most") if up else ("most", "least")
-        marks = {name: f"{value:g}{' ' * bool(unit)}{unit}".replace("-", "−") for name, value in vars(self).items()}
+        marks = {name: f"{value:.3g}{' ' * bool(unit)}{unit}".replace("-", "−") for name, value in vars(self).items()}
         return (
             f"Holds where the whole interval is at {wanted} {marks['holds']}, is reversed where it is at {opposite} "
             f"{marks['reverses']}, is undecided where it crosses {marks['holds']}; otherwise it does not hold."

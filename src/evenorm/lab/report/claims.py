@@ -162,7 +162,7 @@ def ruler(finding: Finding) -> str:
     sides = ("against", "wanted") if up else ("wanted", "against")
     first, last = sorted((at(rule.holds), at(rule.reverses)))
     marks = (("reversed", rule.reverses), ("holds", rule.holds))
-    words = [f"{word} from {value:g}".replace("-", "−") for word, value in marks]
+    words = [f"{word} from {value:.3g}".replace("-", "−") for word, value in marks]
     seeds = "".join(f"<i class='seed' style='left:{at(value):.1f}%'></i>" for value in finding.values)
     return (
         f"<div class='ruler' role='img' aria-label='{escape(finding.text)}; {'; '.join(words)}'><div class='bar'>"
