@@ -10,12 +10,14 @@ RESAMPLES = 10_000
 
 
 def center(values: Sequence[float], ratio: bool = False) -> float:
-    """Return the mean; of ratios the geometric one.
+    """Return the mean; of ratios the geometric one. Of nothing it is NaN.
 
     >>> round(center([1.0, 4.0], ratio=True), 6)
     2.0
     """
     seen = np.asarray(values, np.float64)
+    if not seen.size:
+        return float("nan")
     return float(np.exp(np.log(seen).mean()) if ratio else seen.mean())
 
 
