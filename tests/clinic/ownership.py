@@ -64,7 +64,7 @@ def a_cosine_from_its_peak(health: Health) -> Examination:
     return examine(model, torch.randn(4, 6, 8), optimizer=optimizer)
 
 
-@pair("EN603", "https://pypi.org/project/torchtest2/")
+@pair("EN603", "package/torchtest2")
 def an_optimizer_from_before_the_exchange(health: Health) -> Examination:
     model = Images()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -76,7 +76,7 @@ def an_optimizer_from_before_the_exchange(health: Health) -> Examination:
     return examine(model, torch.randn(4, 3, 8, 8), optimizer=optimizer)
 
 
-@pair("EN603", "https://pypi.org/project/torchtest2/")
+@pair("EN603", "package/torchtest2")
 def only_matrices_were_collected(health: Health) -> Examination:
     model = Language()
     matrices = [p for p in model.parameters() if p.dim() > 1]

@@ -15,7 +15,7 @@ Fix:
     The weights join the optimizer in a group without weight decay.
 
 References:
-    Described for heads at https://pypi.org/project/torchtest2/
+    Described for heads by the package torchtest2 (its project page)
 """
 
 from __future__ import annotations
