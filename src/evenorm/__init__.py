@@ -123,31 +123,16 @@ __all__ = [
 ]
 
 # What works on whole models is loaded when it is first asked for, so that a layer costs no more than a layer.
-_LATER = {
-    "surgery": (
-        "Proof",
-        "ProofError",
-        "SurgeryReport",
-        "accelerate",
-        "convert",
-        "drop_dead_bias",
-        "fix_momentum",
-        "fold",
-        "freeze",
-        "recalibrate",
-        "revert",
-        "split_weight_decay",
-        "unfreeze",
-    ),
-    "doctor": ("Examination", "Finding", "Monitor", "examine"),
-}
+_LATER = ("surgery", "doctor")
 
 
 def __getattr__(name: str) -> Any:
-    for room, names in _LATER.items():
-        if name == room or name in names:
-            module = import_module(f"evenorm.{room}")
-            return module if name == room else getattr(module, name)
+    if name in _LATER:
+        return import_module(f"evenorm.{name}")
+    if name in __all__:
+        for room in (import_module(f"evenorm.{later}") for later in _LATER):
+            if name in room.__all__:
+                return getattr(room, name)
     raise AttributeError(f"module 'evenorm' has no attribute {name!r}")
 
 
