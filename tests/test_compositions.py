@@ -101,14 +101,15 @@ def test_an_approximate_windows_moments_are_exact(sizes: list[int]) -> None:
     assert not layer.window_values.any()
 
 
-def test_how_far_off_the_approximate_gradient_is() -> None:
-    """Lockstep is exact through a network; the cheap form is not, by more than it could be rounding."""
+@pytest.mark.parametrize(("parts", "off"), [(2, 0.58), (4, 0.75), (16, 1.22)])
+def test_how_far_off_the_approximate_gradient_is(parts: int, off: float) -> None:
+    """Lockstep is exact through a network; the cheap form is as far off as its docstring says."""
     x, target = (
         numbers(16, 3, 6, 6) * torch.linspace(0.5, 2, 16, dtype=DOUBLE)[:, None, None, None],
         torch.arange(16) % 4,
     )
     found = []
-    for statistics, parts in ((None, 1), (Accumulated(4), 4), (Accumulated(4, "approximate"), 4)):
+    for statistics, count in ((None, 1), (Accumulated(parts), parts), (Accumulated(parts, "approximate"), parts)):
         torch.manual_seed(0)
         layers: list[Any] = []
         for channels in (3, 6):
@@ -116,19 +117,19 @@ def test_how_far_off_the_approximate_gradient_is() -> None:
             layers += [torch.nn.Conv2d(channels, 6, 3, bias=False), norm, torch.nn.ReLU()]
         network: Any = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(24, 4)).double()
 
-        def step(k: int, network: Any = network, parts: int = parts) -> None:
-            rows = slice(k * 16 // parts, (k + 1) * 16 // parts)
+        def step(k: int, network: Any = network, count: int = count) -> None:
+            rows = slice(k * 16 // count, (k + 1) * 16 // count)
             torch.nn.functional.cross_entropy(network(x[rows]), target[rows], reduction="sum").backward()
 
-        if statistics == Accumulated(4):
-            lockstep(step, range(parts))
+        if statistics == Accumulated(parts):
+            lockstep(step, range(count))
         else:
-            for k in range(parts):
+            for k in range(count):
                 step(k)
         found.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
     whole, exact, approximate = found
     assert (exact - whole).norm() < 1e-12 * whole.norm()
-    assert 0.05 < (approximate - whole).norm() / whole.norm() < 1.5
+    assert float((approximate - whole).norm() / whole.norm()) == pytest.approx(off, abs=0.005)
 
 
 def test_lockstep_refuses_different_calls() -> None:
