@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import evenorm
 from blocks import Chunked, Functional, Residual, images
+from evenorm.operator import Straight
 from graphs import randomize
 
 
@@ -296,3 +297,28 @@ def test_ten_training_steps() -> None:
             losses[-1].append(loss.item())
     assert losses[1][0] > losses[1][-1]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_fused_call_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a layer asks once for each shape it asks once when it is fused, until something about it changes."""
+    prepared: list[Straight | None] = []
+    prepare = Straight.of
+
+    def counted(*call: Any) -> Straight | None:
+        prepared.append(prepare(*call))
+        return prepared[-1]
+
+    monkeypatch.setattr(Straight, "of", counted)
+    model = evenorm.accelerate(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()))
+    layer, x = model[0], images()
+    model(x), model(x)
+    if prepared[0] is None:
+        pytest.skip("only the extension has calls that go straight to it")
+    assert len(prepared) == 1
+    before, layer.momentum = layer.running_mean.clone(), 0.5
+    torch.testing.assert_close(model(x), F.relu(F.batch_norm(x, None, None, training=True)))
+    torch.testing.assert_close(layer.running_mean, (before + x.mean((0, 2, 3))) / 2)
+    assert len(prepared) == 2
+    model.eval()
+    model(x), model(x)
+    assert len(prepared) == 3

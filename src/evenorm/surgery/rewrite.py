@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _FUSED = "_evenorm_fused"
 _PLAIN = (bool, int, float, str, type(None))
 
+_twins: WeakKeyDictionary[Layer, dict[Epilogue, Layer]] = WeakKeyDictionary()
+
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether anything is to be called when the module is."""
@@ -41,15 +44,31 @@ def fused(layer: Layer, input: Tensor, residual: Tensor | None, epilogue: Epilog
     """activation(layer(input) + residual) in one sweep; one after the other where the shapes do not allow it."""
     if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
         return epilogue.apply(layer(input) + residual)
-    own = layer.__dict__
-    # The layer with another epilogue: the same parameters, buffers and settings.
-    other = object.__new__(type(layer))
-    other.__dict__ = {**own, "epilogue": epilogue}
-    y: Tensor = other.forward(input, residual=residual)
-    for name, value in other.__dict__.items():
+    own, twin = layer.__dict__, _twin(layer, epilogue)
+    y: Tensor = twin.forward(input, residual=residual)
+    for name, value in twin.__dict__.items():
         if name != "epilogue" and own.get(name) is not value:
             own[name] = value
     return y
+
+
+def _twin(layer: Layer, epilogue: Epilogue) -> Layer:
+    """The layer with another epilogue: the same parameters, buffers and settings.
+
+    Kept as long as these are the same objects, since a layer knows the calls that it has made before.
+    """
+    twins = _twins.setdefault(layer, {})
+    twin = twins.get(epilogue)
+    if twin is None or type(twin) is not type(layer) or not _alike(twin.__dict__, layer.__dict__):
+        twin = twins[epilogue] = object.__new__(type(layer))
+        twin.__dict__ = {**layer.__dict__, "epilogue": epilogue}
+    return twin
+
+
+def _alike(twin: Mapping[str, Any], layer: Mapping[str, Any]) -> bool:
+    return twin.keys() - {"epilogue"} == layer.keys() - {"epilogue"} and all(
+        twin[name] is value for name, value in layer.items() if name != "epilogue"
+    )
 
 
 @dataclass(frozen=True)
