@@ -52,16 +52,17 @@ template <class T, class To, class Standard, class Scale, class Finish>
 inline void apply_vectors(const T* x, To* y, Size n, const Standard& standard, const Scale& scale,
                           const Finish& finish, Storing how) {
   using R = Real<T>;
+  auto put = [&](Size i, Vec<R> z, auto lanes) { store<To, R>(y + i, z, lanes); };
+  auto xhat = [&](Size i, auto lanes) { return standard(load<R>(x + i, lanes), i, lanes); };
+  auto make = [&](Size i, auto lanes, Vec<R> xhat) {
+    return finish(scale.affine(xhat, i, lanes), i, lanes);
+  };
   if (!std::is_same_v<R, T> && how.round_normalized) {
-    each_vector<R>(n, [&](Size i, auto lanes) {
-      Vec<R> xhat = through<T, R>(standard(load<R>(x + i, lanes), i, lanes));
-      store<To, R>(y + i, finish(scale.affine(xhat, i, lanes), i, lanes), lanes);
-    });
+    each_stored<R>(y, n, false, [&](Size i, auto lanes) {
+      return make(i, lanes, through<T, R>(xhat(i, lanes)));
+    }, put);
   } else {
-    each_stored<R>(y, n, how.stream, [&](Size i, auto lanes) {
-      Vec<R> xhat = standard(load<R>(x + i, lanes), i, lanes);
-      store<To, R>(y + i, finish(scale.affine(xhat, i, lanes), i, lanes), lanes);
-    });
+    each_stored<R>(y, n, how.stream, [&](Size i, auto lanes) { return make(i, lanes, xhat(i, lanes)); }, put);
   }
 }
 

@@ -123,12 +123,11 @@ EVENORM_LOOP void pull_row(const T* dy, const T* x, T* dx, T* dz, Size width, Sl
                            Scale scale, Way way, bool stream) {
   each_stored<R>(dx, width, stream, [&](Size i, auto lanes) {
     Vec<R> xhat = x ? slab(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
-    Vec<R> d = way(load<R>(dy + i, lanes), xhat, i, lanes);
-    if (dz) store<T, R>(dz + i, d, lanes);
+    Vec<R> d = way(load<R>(dy + i, lanes), xhat, i, lanes), dz = d;
     d = multiply_add(d, scale.weight(i, lanes), load<R>(slab.pull1 + i, lanes));
     if (x) d = multiply_add(xhat, load<R>(slab.pull2 + i, lanes), d);
-    store<T, R>(dx + i, d * load<R>(slab.scale + i, lanes), lanes);
-  });
+    return GradVectors<R>{d * load<R>(slab.scale + i, lanes), dz};
+  }, put_gradients<R>(dx, dz));
 }
 
 template <class T, class R, class Scale>

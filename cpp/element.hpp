@@ -23,18 +23,36 @@ typedef std::uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 typedef std::uint32_t Words __attribute__((vector_size(kVectorBytes)));
 
 inline Words select(Bits<float> where, Words yes, Words no) {
-  Words mask = reinterpret_cast<Words>(where);
-  return (yes & mask) | (no & ~mask);
+  return where ? yes : no;
+}
+
+inline Words doubled(Halves h) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(h)));
+#else
+  return __builtin_convertvector(h, Words);
+#endif
+}
+
+// Of words below 2^16.
+inline Halves halved(Words w) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  auto all = reinterpret_cast<__m256i>(w);
+  return reinterpret_cast<Halves>(
+      _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+#else
+  return __builtin_convertvector(w, Halves);
+#endif
 }
 
 inline Vec<float> widen(Halves h, Bfloat16) {
-  return reinterpret_cast<Vec<float>>(__builtin_convertvector(h, Words) << 16);
+  return reinterpret_cast<Vec<float>>(doubled(h) << 16);
 }
 
 inline Halves narrow(Vec<float> v, Bfloat16) {
   Words raw = reinterpret_cast<Words>(v);
   Words rounded = (raw + 0x7fff + (raw >> 16 & 1)) >> 16;
-  return __builtin_convertvector(select(v == v, rounded, Words{} + 0x7fc0), Halves);
+  return halved(select(v == v, rounded, Words{} + 0x7fc0));
 }
 
 #if defined(__F16C__)
@@ -56,7 +74,7 @@ inline Halves narrow(Vec<float> v, Float16) {
 #else
 // After Fabian Giesen, "half to float done quick" (2012) and its sequels; no denormal is an operand.
 inline Vec<float> widen(Halves h, Float16) {
-  Words all = __builtin_convertvector(h, Words);
+  Words all = doubled(h);
   Words shifted = (all & 0x7fff) << 13;
   Words exponent = shifted & (0x7c00u << 13);
   Words normal = shifted + (112u << 23);
@@ -78,7 +96,7 @@ inline Halves narrow(Vec<float> v, Float16) {
   Words huge = select(magnitude > 0x7f800000, Words{} + 0x7e00, Words{} + 0x7c00);
   Words result = select(magnitude >= (143 << 23), huge,
                         select(magnitude < (113 << 23), tiny, normal));
-  return __builtin_convertvector(result | sign >> 16, Halves);
+  return halved(result | sign >> 16);
 }
 #endif
 
@@ -148,6 +166,11 @@ inline Vec<R> load(const T* p, Part lanes) {
   return load<R, T>(padded, Full{});
 }
 
+template <class R, class T>
+inline Vec<R> load(const T* p, Rest lanes) {
+  return keep<R>(load<R>(p, Full{}), lanes);
+}
+
 template <class T, class R>
 inline void store(T* p, Vec<R> v, Full) {
   if constexpr (std::is_same_v<R, T>) {
@@ -168,6 +191,14 @@ inline void store(T* p, Vec<R> v, Part lanes) {
   T padded[kLanes<R>];
   store<T, R>(padded, v, Full{});
   for (int k = 0; k < lanes.count; ++k) p[k] = padded[k];
+}
+
+// What is there of the other lanes is written again.
+template <class T, class R>
+inline void store(T* p, Vec<R> v, Rest lanes) {
+  static_assert(std::is_same_v<R, T>);
+  auto others = keep<R>(read<Vec<R>>(p), Part{kLanes<R> - lanes.count});
+  write(p, reinterpret_cast<Bits<R>>(keep<R>(v, lanes)) | reinterpret_cast<Bits<R>>(others));
 }
 
 // Where there is such a store; `p` is a multiple of the vector.

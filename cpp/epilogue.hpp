@@ -151,9 +151,8 @@ EVENORM_LOOP void widen_run(const T* from, Real<T>* to, Size n) {
 template <class T>
 EVENORM_LOOP void narrow_run(const Real<T>* from, T* to, Size n, bool stream) {
   using R = Real<T>;
-  each_stored<R>(to, n, stream, [&](Size i, auto lanes) {
-    store<T, R>(to + i, load<R>(from + i, lanes), lanes);
-  });
+  each_stored<R>(to, n, stream, [&](Size i, auto lanes) { return load<R>(from + i, lanes); },
+                 [&](Size i, Vec<R> v, auto lanes) { store<T, R>(to + i, v, lanes); });
 }
 
 // Calls loop(to, finish, how) so that y is written in the end: a curve takes values that the loop has left in

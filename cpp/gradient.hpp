@@ -136,6 +136,19 @@ inline bool alike(const T* one, const T* other) {
   return (reinterpret_cast<std::uintptr_t>(one) - reinterpret_cast<std::uintptr_t>(other)) % 64 == 0;
 }
 
+// dx, and dz where it is wanted.
+template <class R>
+struct GradVectors {
+  Vec<R> dx, dz;
+};
+template <class R, class T>
+inline auto put_gradients(T* dx, T* dz) {
+  return [=](Size i, const GradVectors<R>& d, auto lanes) {
+    if (dz) store<T, R>(dz + i, d.dz, lanes);
+    store<T, R>(dx + i, d.dx, lanes);
+  };
+}
+
 // dx = rstd * (w*dz - c1 - xhat*c2), in this order: w*dz - c1 may cancel what alone would overflow. A run that
 // float32 cannot hold is left out.
 template <class T, class Scale, class Way>
@@ -151,12 +164,11 @@ EVENORM_LOOP void pull_runs(const T* dy, const T* x, T* dx, T* dz, Size n, Sever
       Vec<R> less1 = splat<R>(-R(pull.c1)), less2 = splat<R>(-R(pull.c2));
       each_stored<R>(dx, n, stream, [&](Size i, auto lanes) {
         Vec<R> xhat = x ? standardize(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
-        Vec<R> d = at(load<R>(dy + i, lanes), xhat, i, lanes);
-        if (dz) store<T, R>(dz + i, d, lanes);
+        Vec<R> d = at(load<R>(dy + i, lanes), xhat, i, lanes), dz = d;
         d = multiply_add(d, scale.weight(i, lanes), less1);
         if (x) d = multiply_add(xhat, less2, d);
-        store<T, R>(dx + i, d * standardize.rstd, lanes);
-      });
+        return GradVectors<R>{d * standardize.rstd, dz};
+      }, put_gradients<R>(dx, dz));
     }
     dy += several.dy;
     dx += several.dense;

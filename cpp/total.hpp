@@ -45,7 +45,11 @@ inline void each_link(Size runs, Size n, F&& f, Flush&& flush) {
         f(run, i + 3 * L, Full{}, 3);
       }
       for (; i + L <= stop; i += L) f(run, i, Full{}, 0);
-      if (i < stop) f(run, i, Part{int(stop - i)}, 3);
+      if (i < stop && stop - start < L) {
+        f(run, i, Part{int(stop - i)}, 3);
+      } else if (i < stop) {
+        f(run, stop - L, Rest{int(stop - i)}, 3);
+      }
       if (++unflushed >= together || run + 1 == runs) flush(), unflushed = 0;
     }
   }

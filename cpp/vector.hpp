@@ -76,9 +76,12 @@ inline Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
-// Which lanes of a vector are meant: all of them, or the first few.
+// Which lanes of a vector are meant: all of them, the first few, or the last few, where the others came before.
 struct Full {};
 struct Part {
+  int count;
+};
+struct Rest {
   int count;
 };
 // All lanes, and what is stored goes past the caches.
@@ -117,6 +120,12 @@ inline Vec<R> keep(Vec<R> v, Full) {
 template <class R>
 inline Vec<R> keep(Vec<R> v, Part lanes) {
   Bits<R> inside = lane_numbers<R>() < (Bits<R>{} + lanes.count);
+  return reinterpret_cast<Vec<R>>(reinterpret_cast<Bits<R>>(v) & inside);
+}
+
+template <class R>
+inline Vec<R> keep(Vec<R> v, Rest lanes) {
+  Bits<R> inside = lane_numbers<R>() >= (Bits<R>{} + (kLanes<R> - lanes.count));
   return reinterpret_cast<Vec<R>>(reinterpret_cast<Bits<R>>(v) & inside);
 }
 
@@ -165,23 +174,34 @@ inline void each_vector(Size n, F&& f) {
   if (i < n) f(i, Part{int(n - i)});
 }
 
-// The same for what is stored to `to`, whose whole cache lines are streamed if so wished.
-template <class R, class T, class F>
-inline void each_stored(const T* to, Size n, bool stream, F&& f) {
+// Calls put(i, make(i, lanes), lanes) for what is stored to [to, to + n), whose whole cache lines are streamed
+// if so wished. The last vector overlaps the one before, since stores of a part are slow; it is made before that
+// one is stored, which may overwrite its operands.
+template <class R, class T, class Make, class Put>
+inline void each_stored(const T* to, Size n, bool stream, const Make& make, const Put& put) {
   constexpr Size L = kLanes<R>, line = 64 / sizeof(T);
-  Size head = Size(-(reinterpret_cast<std::uintptr_t>(to) / sizeof(T)) % line);
-  stream = stream && n >= head + 8 * line;
-  // Parts up to a line's beginning, whole vectors, parts again.
-  for (Size i = 0, stop = stream ? head : 0;; stop = n) {
-    for (; i < stop; i += L) f(i, Part{int(stop - i < L ? stop - i : L)});
-    i = stop;
-    if (i == n) return;
-    if (stream) {
-      for (stop = n - (n - i) % line; i < stop; i += L) f(i, Streamed{});
-    } else {
-      for (; i + L <= n; i += L) f(i, Full{});
-    }
+  if (n < L) {
+    Part lanes{int(n)};
+    if (n > 0) put(0, make(0, lanes), lanes);
+    return;
   }
+  Size head = Size(-(reinterpret_cast<std::uintptr_t>(to) / sizeof(T)) % line);
+  if (stream && n >= head + 8 * line) {
+    // Parts up to a line's beginning, whole lines, parts again.
+    auto parts = [&](Size i, Size stop) {
+      for (; i < stop; i += L) {
+        Part lanes{int(stop - i < L ? stop - i : L)};
+        put(i, make(i, lanes), lanes);
+      }
+    };
+    Size tail = n - (n - head) % line;
+    parts(0, head);
+    for (Size i = head; i < tail; i += L) put(i, make(i, Streamed{}), Streamed{});
+    return parts(tail, n);
+  }
+  auto last = make(n - L, Full{});
+  for (Size i = 0; i + L < n; i += L) put(i, make(i, Full{}), Full{});
+  put(n - L, last, Full{});
 }
 
 }  // namespace evenorm::EVENORM_ISA
