@@ -32,7 +32,7 @@ def sentences(count: int) -> list[dict[str, Tensor]]:
 def report(monitor: evenorm.Monitor) -> None:
     """Say what the monitor saw."""
     print(f"{monitor.steps} steps watched")
-    print(monitor.examination().summary())
+    print(monitor.examination())
 
 
 def main(steps: int = 60) -> float:

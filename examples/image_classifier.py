@@ -54,7 +54,7 @@ def main(epochs: int = 5) -> float:
     train, held_out = torch.randperm(len(images)).split([1500, len(images) - 1500])
 
     model = network()
-    print(evenorm.examine(model, images[train[:64]]).summary())
+    print(evenorm.examine(model, images[train[:64]]))
     optimizer = torch.optim.AdamW(evenorm.split_weight_decay(model, 0.01), lr=3e-3)
     for epoch in range(epochs):
         for rows in train[torch.randperm(len(train))].split(64):

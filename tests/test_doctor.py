@@ -37,6 +37,8 @@ def test_findings_say_where_and_what() -> None:
     assert Path(flipped.file).name == "doctor_busy.py"
     assert flipped.line == inspect.getsourcelines(Busy)[1]
     assert {f.code for f in found} == {"EN112", "EN401"}
+    assert str(found).startswith("body.1: error EN112 momentum=0.99 keeps 0.01 of the past")
+    assert str(found).endswith(found.summary())
     assert "EN112" in {f.code for f in found.fix()}
     assert evenorm.examine(model, torch.randn(6, 4), select=["EN112"]).ok
 

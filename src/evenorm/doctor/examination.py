@@ -74,6 +74,10 @@ class Examination:
         parts = [f"{counts[s]} {s if s == 'info' else s + 's' * (counts[s] != 1)}" for s in SEVERITIES if counts[s]]
         return f"{self.subject}: {', '.join(parts) or 'nothing found'}"
 
+    def __str__(self) -> str:
+        lines = [f"{finding}\n    {finding.advice}" for finding in self.findings]
+        return "\n".join([*lines, *self.notes, self.summary()])
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values."""
         return {
