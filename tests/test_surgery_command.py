@@ -17,6 +17,7 @@ from evenorm import ProofError, SurgeryReport
 from evenorm.cli import app
 from evenorm.surgery import Proof
 from evenorm.surgery.proof import Inputs
+from evenorm.surgery.report import Row
 from evenorm.surgery.writing import write
 from graphs import randomize
 
@@ -138,7 +139,17 @@ def test_rows_fit_eighty_columns(here: Path) -> None:
         "  normalization  BatchNorm2d → Identity, the rest in convolution          1 of 9",
     ]
     assert lines[3].startswith("  last           BatchNorm2d left: what it reads is not the output of a")
-    assert "whole model: 1.5 of 40 eps·max|y|" in lines
+    assert "whole model: outputs changed by 1.5 eps·max|y|, where rounding explains 40" in lines
+
+
+def test_the_same_thing_done_often_is_one_line() -> None:
+    report = SurgeryReport("accelerate", [Row(str(i), "ReLU", "relu", "fused") for i in range(3)])
+    report.refuse("", "Net", "it is scripted")
+    assert str(report).splitlines() == [
+        "accelerate: 3 fused, 1 left",
+        "0 and 2 more: ReLU → relu",
+        "(root): Net left: it is scripted",
+    ]
 
 
 def test_converted(here: Path) -> None:

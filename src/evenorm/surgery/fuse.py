@@ -76,7 +76,7 @@ def fuse(model: nn.Module, inputs: Inputs | None, report: SurgeryReport) -> None
         try:
             _fuse_module(module, names[module], calls.get(module), found, report)
         except TraceError as fault:
-            report.refuse(names[module], type(module).__name__, str(fault))
+            report.refuse(names[module], type(module).__name__, f"its own code stays: {fault}")
     for layer, (path, kind, reason) in found.left.items():
         if layer not in found.done:
             report.refuse(path, kind, reason)

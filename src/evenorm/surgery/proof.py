@@ -44,8 +44,18 @@ class Proof:
         """Whether rounding explains the difference; NaN explains nothing."""
         return self.error <= self.bound
 
+    @property
+    def figures(self) -> str:
+        """Both in short, without their unit.
+
+        >>> Proof(1.43, 5678.0).figures
+        '1.4 of 5,678'
+        """
+        return " of ".join(f"{value:.2g}" if value < 100 else f"{value:,.0f}" for value in (self.error, self.bound))
+
     def __str__(self) -> str:
-        return f"{self.error:.2g} of {self.bound:.2g} eps·max|y|"
+        error, _, bound = self.figures.partition(" of ")
+        return f"{error} eps·max|y|, where rounding explains {bound}"
 
 
 @dataclass(frozen=True)

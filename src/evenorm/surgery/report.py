@@ -79,9 +79,9 @@ class SurgeryReport:
                 parts.append(Text(parent, "dim"))
             parts.append(_lines(parent, list(rows), indent))
         if self.proof:
-            parts.append(Text(f"whole model: {self.proof}"))
+            parts.append(Text(self._whole()))
         if any(row.proof for row in self.rows):
-            parts.append(Text("on the right: errors of their bounds in eps·max|y|", "dim"))
+            parts.append(Text("on the right: changes of outputs, of what rounding explains, in eps·max|y|", "dim"))
         return Group(*parts)
 
     def rows_by_path(self) -> list[Row]:
@@ -101,10 +101,19 @@ class SurgeryReport:
         return [f"{number} {work}" for work, number in counts.items()] + ([f"{left} left"] if left else [])
 
     def __str__(self) -> str:
-        lines = [self._title()]
-        lines += [f"{row.path or '(root)'}: {row.before} → {row.after}" for row in self.changed]
-        lines += [f"{row.path or '(root)'}: {row.before} left: {row.refusal}" for row in self.refused]
-        return "\n".join([*lines, f"whole model: {self.proof}"] if self.proof else lines)
+        paths: dict[str, list[str]] = {}
+        for row in (*self.changed, *self.refused):
+            what = f"{row.before} left: {row.refusal}" if row.refusal else f"{row.before} → {row.after}"
+            paths.setdefault(what, []).append(row.path or "(root)")
+        lines = [f"{_first(alike)}: {what}" for what, alike in paths.items()]
+        return "\n".join([self._title(), *lines, *([self._whole()] if self.proof else [])])
+
+    def _whole(self) -> str:
+        return f"whole model: outputs changed by {self.proof}"
+
+
+def _first(paths: list[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 def _leaf(path: str) -> str:
@@ -129,7 +138,6 @@ def _lines(parent: str, rows: list[Row], indent: int) -> Table:
             what = Text(f"{row.before} left: {row.refusal}", "yellow")
         else:
             what = Text(after if after.startswith(row.before) else f"{row.before} → {after}")
-        proof = f"{row.proof.error:.2g} of {row.proof.bound:.2g}" if row.proof else ""
-        table.add_row(f"  {name}", what, proof)
+        table.add_row(f"  {name}", what, row.proof.figures if row.proof else "")
         above = row.path
     return table
