@@ -77,11 +77,12 @@ EVENORM_LOOP void standardize_runs(const T* x, To* y, Size n, Several several, c
   for (Size r = 0; r < several.runs; ++r) {
     const Center& center = centers[r * several.center];
     Finish at = finish.at(r * several.dense);
+    auto own = scale.at(r);
     if (center.narrow()) {
-      apply_vectors(x, y, n, Standardize<Real<T>>(center), scale, at, how);
+      apply_vectors(x, y, n, Standardize<Real<T>>(center), own, at, how);
     } else {
       for (Size i = 0; i < n; ++i) {
-        y[i] = exact_apply<T, To>(x[i], center, scale, at, i, how.round_normalized);
+        y[i] = exact_apply<T, To>(x[i], center, own, at, i, how.round_normalized);
       }
     }
     x += several.x;
@@ -101,8 +102,8 @@ inline void apply_runs(const T* x, T* y, Size n, const Several& several, const C
     T* to = y + r * several.dense;
     finished(epilogue.at(r * several.dense), to, n, stream, scratch,
              [&](auto* place, const auto& finish, Storing how) {
-               standardize_runs(x + r * several.x, place, n, part, centers + r * several.center, scale,
-                                finish, how);
+               standardize_runs(x + r * several.x, place, n, part, centers + r * several.center,
+                                by_run(scale).from(r), finish, how);
              });
   }
 }

@@ -37,31 +37,55 @@ struct ColumnMoments {
   double* m2;
 };
 
-template <class T>
-EVENORM_LOOP void add_values(const T* x, Size width, Real<T>* sum) {
-  using R = Real<T>;
-  each_vector<R>(width, [&](Size i, auto lanes) { add_to<R>(sum + i, load<R>(x + i, lanes)); });
-}
+// Rows that are added at once, so that chains are read and written once for all of them.
+constexpr int kTogether = 4;
 
-template <class T>
-EVENORM_LOOP void add_deviations(const T* x, Size width, const Real<T>* center, Real<T>* sum,
-                                 Real<T>* squares) {
+template <int kRows, class T>
+EVENORM_LOOP void add_values(const Rows<T>& rows, Size first, Size step, Size width, Real<T>* sum) {
   using R = Real<T>;
+  const T* x[kRows];
+  for (int r = 0; r < kRows; ++r) x[r] = rows[first + r * step];
   each_vector<R>(width, [&](Size i, auto lanes) {
-    Vec<R> d = load<R>(x + i, lanes) - load<R>(center + i, lanes);
-    add_to<R>(sum + i, d);
-    add_to<R>(squares + i, d, d);
+    Vec<R> total = read<Vec<R>>(sum + i);
+    for (int r = 0; r < kRows; ++r) total += load<R>(x[r] + i, lanes);
+    write(sum + i, total);
   });
 }
 
-// The mean of few rows, spread evenly; of all of them where they are few.
-template <class T>
-inline void guess_means(const Rows<T>& rows, Size width, Real<T>* center) {
+template <int kRows, class T>
+EVENORM_LOOP void add_deviations(const Rows<T>& rows, Size first, Size width, const Real<T>* center,
+                                 Real<T>* sum, Real<T>* squares) {
   using R = Real<T>;
-  Size few = rows.count <= 48 ? rows.count : 8;
+  const T* x[kRows];
+  for (int r = 0; r < kRows; ++r) x[r] = rows[first + r];
+  each_vector<R>(width, [&](Size i, auto lanes) {
+    Vec<R> shift = load<R>(center + i, lanes);
+    Vec<R> total = read<Vec<R>>(sum + i), square = read<Vec<R>>(squares + i);
+    for (int r = 0; r < kRows; ++r) {
+      Vec<R> d = load<R>(x[r] + i, lanes) - shift;
+      total += d;
+      square = multiply_add(d, d, square);
+    }
+    write(sum + i, total);
+    write(squares + i, square);
+  });
+}
+
+// The mean of few rows, spread evenly; of all of them where they are few. Returns whether it is of all.
+template <class T>
+inline bool guess_means(const Rows<T>& rows, Size width, Real<T>* center) {
+  using R = Real<T>;
+  constexpr Size few = 2 * kTogether;
   for (Size k = 0; k < width; ++k) center[k] = 0;
-  for (Size r = 0; r < few; ++r) add_values(rows[r * rows.count / few], width, center);
-  for (Size k = 0; k < width; ++k) center[k] *= R(1.0 / double(few));
+  bool all = rows.count < few;
+  if (all) {
+    for (Size r = 0; r < rows.count; ++r) add_values<1>(rows, r, 0, width, center);
+  } else {
+    Size step = rows.count / few;
+    for (Size r = 0; r < few; r += kTogether) add_values<kTogether>(rows, r * step, step, width, center);
+  }
+  for (Size k = 0; k < width; ++k) center[k] *= R(1.0 / double(all ? rows.count : few));
+  return all;
 }
 
 // `to` of the columns of some rows; a column is done again in float64 where float32 may have failed, or
@@ -73,22 +97,25 @@ inline void column_moments(const Rows<T>& rows, Size width, bool centered, const
   R* center = slab.guess;
   for (Size k = 0; k < slab.room; ++k) center[k] = 0, to.mean[k] = to.m2[k] = 0;
   if (rows.count == 0) return;
-  if (centered) guess_means(rows, width, center);
+  bool exact = !centered || guess_means(rows, width, center);
   for (Size r = 0; r < rows.count;) {
     Size stop = r + kLinks < rows.count ? r + kLinks : rows.count;
     clear_chains(slab);
-    for (; r < stop; ++r) add_deviations(rows[r], width, center, slab.chain1, slab.chain2);
+    for (; r + kTogether <= stop; r += kTogether) {
+      add_deviations<kTogether>(rows, r, width, center, slab.chain1, slab.chain2);
+    }
+    for (; r < stop; ++r) add_deviations<1>(rows, r, width, center, slab.chain1, slab.chain2);
     for (Size k = 0; k < width; ++k) to.mean[k] += double(slab.chain1[k]);
     for (Size k = 0; k < width; ++k) to.m2[k] += double(slab.chain2[k]);
   }
-  double n = double(rows.count), least = centered && rows.count > 48 ? 0.25 : -1;
+  double n = double(rows.count), each = 1 / n, least = exact ? -1 : 0.25;
   Size failed = 0;
   for (Size k = 0; k < width; ++k) {
-    double m2 = to.m2[k] - to.mean[k] * to.mean[k] / n;
+    double m2 = to.m2[k] - to.mean[k] * to.mean[k] * each;
     failed += !(m2 >= least * to.m2[k]) | !sound(to.m2[k], n, double(center[k]));
   }
   for (Size k = 0; failed && k < width; ++k) {
-    double m2 = to.m2[k] - to.mean[k] * to.mean[k] / n;
+    double m2 = to.m2[k] - to.mean[k] * to.mean[k] * each;
     if (m2 >= least * to.m2[k] && (std::is_same_v<T, double> || sound(to.m2[k], n, double(center[k])))) {
       continue;
     }
@@ -99,8 +126,8 @@ inline void column_moments(const Rows<T>& rows, Size width, bool centered, const
     to.m2[k] = m.m2 + to.mean[k] * to.mean[k] / n;
   }
   for (Size k = 0; k < width; ++k) {
-    double sum = centered ? to.mean[k] : 0, m2 = to.m2[k] - sum * sum / n;
-    to.mean[k] = double(center[k]) + sum / n;
+    double sum = centered ? to.mean[k] : 0, m2 = to.m2[k] - sum * sum * each;
+    to.mean[k] = double(center[k]) + sum * each;
     to.m2[k] = m2 < 0 ? 0 : m2;
   }
 }

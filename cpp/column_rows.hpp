@@ -11,11 +11,13 @@ template <class R>
 struct Slab {
   Size room;
   double *partial, *mean, *rstd, *c1, *c2;
+  Center* centers;  // of groups whose runs are worked one by one
+  Pull* pulls;
   R *high, *low, *scale, *pull1, *pull2, *guess, *chain1, *chain2;
   Size *odds, *odd;
 
   static Size rounded(Size width) { return (width + 15) / 16 * 16; }
-  static Size shared(Size width, Size pieces) { return rounded(width) * (10 + 2 * pieces) + 16; }
+  static Size shared(Size width, Size pieces) { return rounded(width) * (10 + 2 * pieces) + rounded(width) / 4 + 16; }
   static Size own(Size width) { return 3 * rounded(width); }
 
   Slab(double* shared, double* own, Size width, Size pieces) : room(rounded(width)) {
@@ -30,6 +32,8 @@ struct Slab {
     high = reals(), low = reals(), scale = reals(), pull1 = reals(), pull2 = reals();
     odd = reinterpret_cast<Size*>(take(room));
     odds = reinterpret_cast<Size*>(take(16));
+    centers = reinterpret_cast<Center*>(take(room / 8));
+    pulls = reinterpret_cast<Pull*>(take(room / 8));
     chain1 = reinterpret_cast<R*>(own);
     chain2 = reinterpret_cast<R*>(own + room);
     guess = reinterpret_cast<R*>(own + 2 * room);

@@ -18,7 +18,9 @@ template <class T>
 class Columns {
  public:
   explicit Columns(const Call& call)
-      : call_(call), plan_(call.plan), cut_(call.plan.column), parameters_(call), epilogue_(call), mask_(call),
+      : call_(call), plan_(call.plan), cut_(call.plan.column), by_run_(plan_.in_order && cut_.fold == 1),
+        parameters_(call, plan_.by_element && !(by_run_ && !call.dy)), run_parameters_(call, false),
+        epilogue_(call), mask_(call),
         valid_rows_(mask_ && plan_.mask.group == 0 ? plan_.batch * plan_.outer : 0),
         x_(static_cast<const T*>(call.x)), dy_(static_cast<const T*>(call.dy)),
         out_(static_cast<T*>(call.out)), row_(plan_.group * plan_.inner),
@@ -99,6 +101,8 @@ class Columns {
   }
 
   void set(Slab<R>& slab, Size group, const Center& center, const Pull& pull) const {
+    if (by_run_) slab.centers[group] = center, slab.pulls[group] = pull;
+    if (by_run_ && !call_.dy) return;
     for (Size f = 0; f < cut_.fold; ++f) {
       for (Size i = 0; i < plan_.inner; ++i) {
         Size k = f * row_ + group * plan_.inner + i;
@@ -169,7 +173,7 @@ class Columns {
       if (pulled) pull = {call_.s1 ? call_.s1[s] : 0, call_.s2 ? call_.s2[s] : 0};
       set(slab, g, given(s), pull);
     });
-    slab.settle(p.width);
+    settle(p, slab);
   }
 
   // prepare(place, slab), first(place, piece, slab), done(place, slab), second(place, piece, slab), each of
@@ -248,7 +252,12 @@ class Columns {
       if (call_.m2) call_.m2[s] = m.m2;
       set(slab, g, center(s, m.mean, m.m2), {});
     });
-    slab.settle(p.width);
+    settle(p, slab);
+  }
+
+  // Columns of runs that are worked one by one are asked for by the sums of backward alone.
+  void settle(const Place& p, Slab<R>& slab) const {
+    if (!by_run_ || call_.dy) slab.settle(p.width);
   }
 
   // Columns of equal counts: the M2 of their means times the count, and the sum of theirs.
@@ -269,6 +278,13 @@ class Columns {
   }
 
   void apply(const Place& p, Size piece, const Slab<R>& slab) const {
+    if (by_run_) {
+      return each_row(p, piece, [&](Size r, Size width) {
+        Size flat = offset(plan_.dense, p, r), n = plan_.inner;
+        apply_runs(x_ + offset(plan_.x, p, r), out_ + flat, n, Several{width / n, n, n, n, 1}, slab.centers,
+                   run_parameters_.uniforms(flat), epilogue_.at(flat), call_.stream);
+      });
+    }
     each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
       shown(p, r, width, [&](Size flat) {
         apply_row(x_ + offset(plan_.x, p, r), out_ + flat, width, slab, scale, epilogue_.at(flat),
@@ -278,6 +294,14 @@ class Columns {
   }
 
   void grad_input(const Place& p, Size piece, const Slab<R>& slab) const {
+    if (by_run_) {
+      return each_row(p, piece, [&](Size r, Size width) {
+        Size flat = offset(plan_.dense, p, r), n = plan_.inner;
+        grad_input_runs(dy_ + offset(plan_.dy, p, r), x_ ? x_ + offset(plan_.x, p, r) : nullptr, out_ + flat,
+                        n, Several{width / n, n, n, n, 1}, slab.centers, slab.pulls,
+                        run_parameters_.uniforms(flat), epilogue_.at(flat), call_.stream);
+      });
+    }
     each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
       shown(p, r, width, [&](Size flat) {
         grad_input_row(dy_ + offset(plan_.dy, p, r), x_ ? x_ + offset(plan_.x, p, r) : nullptr,
@@ -303,7 +327,8 @@ class Columns {
   const Call& call_;
   const Plan& plan_;
   const ColumnCut& cut_;
-  Parameters<R> parameters_;
+  bool by_run_;  // results are written run by run
+  Parameters<R> parameters_, run_parameters_;
   Epilogue<T> epilogue_;
   Mask mask_;
   Buffer<Size> valid_rows_;

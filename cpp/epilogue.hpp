@@ -92,9 +92,9 @@ struct Clamped {
   }
 };
 
-// What a loop does with dy to get dz.
+// What a loop does with dy to get dz; at(i, run) is the way from element i on, which a run begins.
 struct Straight {
-  Straight at(Size) const { return {}; }
+  Straight at(Size, Size = 0) const { return {}; }
 
   template <class V, class Lanes>
   V operator()(V dy, V, Size, Lanes) const {
@@ -111,8 +111,10 @@ struct Gate {
   const T* residual;
   const T* output;
 
-  Gate at(Size i) const {
-    return {clamp, scale, residual ? residual + i : nullptr, output ? output + i : nullptr};
+  auto at(Size i, Size run = 0) const {
+    auto own = scale.at(run);
+    return Gate<T, decltype(own)>{clamp, own, residual ? residual + i : nullptr,
+                                  output ? output + i : nullptr};
   }
 
   template <class Lanes>
@@ -133,7 +135,7 @@ template <class R>
 struct Slopes {
   const R* slope;
 
-  Slopes at(Size i) const { return {slope + i}; }
+  Slopes at(Size i, Size = 0) const { return {slope + i}; }
 
   template <class Lanes>
   Vec<R> operator()(Vec<R> dy, Vec<R>, Size i, Lanes lanes) const {

@@ -160,12 +160,13 @@ EVENORM_LOOP void pull_runs(const T* dy, const T* x, T* dx, T* dz, Size n, Sever
     const Pull& pull = pulls[r * several.center];
     if (center.narrow() && pull.narrow()) {
       Standardize<R> standardize(center);
-      Way at = way.at(r * several.dense);
+      auto at = way.at(r * several.dense, r);
+      auto own = scale.at(r);
       Vec<R> less1 = splat<R>(-R(pull.c1)), less2 = splat<R>(-R(pull.c2));
       each_stored<R>(dx, n, stream, [&](Size i, auto lanes) {
         Vec<R> xhat = x ? standardize(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
         Vec<R> d = at(load<R>(dy + i, lanes), xhat, i, lanes), dz = d;
-        d = multiply_add(d, scale.weight(i, lanes), less1);
+        d = multiply_add(d, own.weight(i, lanes), less1);
         if (x) d = multiply_add(xhat, less2, d);
         return GradVectors<R>{d * standardize.rstd, dz};
       }, put_gradients<R>(dx, dz));
@@ -192,6 +193,7 @@ template <class T, class Scale>
 inline void grad_input_runs(const T* dy, const T* x, T* dx, Size n, const Several& several,
                             const Center* centers, const Pull* pulls, const Scale& scale,
                             const Epilogue<T>& epilogue, bool stream) {
+  const auto& scales = by_run(scale);
   Size together = epilogue.curved() ? 1 : several.runs;
   for (Size r = 0; r < several.runs; r += together) {
     Several part = several;
@@ -200,9 +202,10 @@ inline void grad_input_runs(const T* dy, const T* x, T* dx, Size n, const Severa
     const T* from = x ? x + r * several.x : nullptr;
     T* to = dx + r * several.dense;
     Epilogue<T> e = epilogue.at(r * several.dense);
-    with_run_way(from, n, *center, scale, e, [&](const auto& way) {
+    auto own = scales.from(r);
+    with_run_way(from, n, *center, own, e, [&](const auto& way) {
       pull_runs(dy + r * several.dy, from, to, e.d_residual, n, part, center,
-                pulls + r * several.center, scale.weights(), way,
+                pulls + r * several.center, own.weights(), way,
                 stream && (!e.d_residual || alike(to, e.d_residual)));
     });
   }
@@ -211,7 +214,7 @@ inline void grad_input_runs(const T* dy, const T* x, T* dx, Size n, const Severa
     const Pull& pull = pulls[r * several.center];
     if (center.narrow() && pull.narrow()) continue;
     exact_pull_run(dy + r * several.dy, x ? x + r * several.x : nullptr, dx + r * several.dense, n,
-                   center, pull, scale, epilogue.at(r * several.dense));
+                   center, pull, scales.at(r), epilogue.at(r * several.dense));
   }
 }
 

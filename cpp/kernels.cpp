@@ -3,6 +3,7 @@
 #include "cache.hpp"
 #include "call.hpp"
 #include "column_gradient.hpp"
+#include "in_order.hpp"
 #include "plain.hpp"
 #include "run_gradient.hpp"
 #include "tiny_rows.hpp"
@@ -27,9 +28,7 @@ void zero_sums(const Call& c) {
 }
 
 template <class T, class F>
-void with_layout(Call c, const F& f) {
-  // What a mask hides is cleared after a run was stored.
-  c.stream = !c.mask && c.plan.numel * Size(sizeof(T)) >= stream_bytes();
+void with_layout(const Call& c, const F& f) {
   switch (c.plan.layout) {
     case Layout::empty: return;
     case Layout::plain: return f(Plain<T>(c));
@@ -39,14 +38,34 @@ void with_layout(Call c, const F& f) {
   }
 }
 
+// Calls f(call, T{}).
+template <class F>
+void with_type(Call c, const F& f) {
+  auto go = [&](auto type) {
+    // What a mask hides is cleared after a run was stored.
+    c.stream = !c.mask && c.plan.numel * Size(sizeof type) >= stream_bytes();
+    f(c, type);
+  };
+  switch (c.dtype) {
+    case Dtype::float32: return go(float{});
+    case Dtype::float64: return go(double{});
+    case Dtype::bfloat16: return go(Bfloat16{});
+    case Dtype::float16: return go(Float16{});
+  }
+}
+
 template <class F>
 void with_kernel(const Call& c, const F& f) {
-  switch (c.dtype) {
-    case Dtype::float32: return with_layout<float>(c, f);
-    case Dtype::float64: return with_layout<double>(c, f);
-    case Dtype::bfloat16: return with_layout<Bfloat16>(c, f);
-    case Dtype::float16: return with_layout<Float16>(c, f);
-  }
+  with_type(c, [&](const Call& call, auto type) { with_layout<decltype(type)>(call, f); });
+}
+
+// The same where statistics are given.
+template <class F>
+void with_given(const Call& c, const F& f) {
+  with_type(c, [&](const Call& call, auto type) {
+    using T = decltype(type);
+    c.plan.in_order ? f(InOrder<T>(call)) : with_layout<T>(call, f);
+  });
 }
 
 void moments(const Call& c) {
@@ -54,14 +73,18 @@ void moments(const Call& c) {
   with_kernel(c, [](auto&& kernel) { kernel.moments(); });
 }
 void apply(const Call& c) {
-  with_kernel(c, [](auto&& kernel) { kernel.apply(); });
+  with_given(c, [](auto&& kernel) { kernel.apply(); });
 }
 void grad_sums(const Call& c) {
   if (c.plan.layout == Layout::empty) zero_sums(c);
   with_kernel(c, [](auto&& kernel) { kernel.sums(); });
 }
-void grad_input(const Call& c) {
-  with_kernel(c, [](auto&& kernel) { kernel.grad_input(); });
+void grad_input(const Call& given) {
+  Call c = given;
+  // What is subtracted alone asks for xhat, and so does a bend in the way back.
+  bool constant = !c.s1 && !c.s2 && c.activation == Activation::identity;
+  if (constant) c.x = nullptr;
+  with_given(c, [](auto&& kernel) { kernel.grad_input(); });
 }
 void forward(const Call& c) {
   if (c.plan.layout == Layout::empty) zero_moments(c);

@@ -4,7 +4,7 @@
 
 #include "buffer.hpp"
 #include "call.hpp"
-#include "element.hpp"
+#include "scale.hpp"
 
 namespace evenorm::EVENORM_ISA {
 
@@ -13,8 +13,10 @@ class Parameters {
  public:
   using Value = R;
 
-  explicit Parameters(const Call& c)
-      : plan_(c.plan), by_element_(c.plan.by_element && (c.weight || c.bias || c.dweight || c.dbias)),
+  explicit Parameters(const Call& c) : Parameters(c, c.plan.by_element) {}
+
+  Parameters(const Call& c, bool by_element)
+      : plan_(c.plan), by_element_(by_element && (c.weight || c.bias || c.dweight || c.dbias)),
         single_(!(c.weight || c.bias || c.dweight || c.dbias)),
         every_run_(by_element_ && plan_.stretch == plan_.numel && plan_.period == plan_.inner),
         entries_(by_element_ ? plan_.numel / plan_.stretch * plan_.period : plan_.parameters),
@@ -35,6 +37,11 @@ class Parameters {
   const R* bias() const { return bias_; }
   R weight(Size index) const { return weight_ ? weight_[index] : R(1); }
   R bias(Size index) const { return bias_ ? bias_[index] : R(0); }
+
+  // Of runs from a flat position on, where the plan has them in order.
+  Uniforms<R> uniforms(Size flat) const {
+    return Uniforms<R>{weight_, bias_, plan_.count > 1}.from(plan_.count > 1 ? index(flat) : 0);
+  }
 
   // Whether all runs of a statistic have one parameter.
   bool same_for_runs() const {

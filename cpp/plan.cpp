@@ -12,6 +12,7 @@ constexpr Size kSlab = 65536;          // elements that fit the second cache, in
 constexpr Size kShortSpan = 32;        // parameters that change this often are read by element
 constexpr Size kShortPeriod = 512;     // shorter arrays of parameters are repeated
 constexpr Size kShortRun = 64;         // shorter runs are taken as columns
+constexpr Size kOrderedRun = 16;       // shorter runs are not worth a start of their own
 constexpr Size kFewRows = 8;
 constexpr Size kTinyRow = 48;
 constexpr Size kRaggedRun = 4;         // shorter runs that a mask cuts are taken one element at a time
@@ -49,13 +50,14 @@ Plan::Plan(Size batch_, Size outer_, Size group_, Size inner_, Size span_, Size 
   parameters = numel / stretch * count;
   dense = {outer * group * inner, group * inner, inner};
   layout = Layout::empty;
-  by_element = by_row = false;
+  by_element = by_row = in_order = false;
   period = 0;
   run = {};
   column = {};
   if (numel == 0) return;
   merge();
   choose();
+  in_order = runs_in_order();
   cut_runs();
   if (layout == Layout::columns) cut_columns();
 }
@@ -142,6 +144,13 @@ void Plan::choose() {
     Size wanted = std::min(inner, std::max(kShortPeriod, inner / kTileRows));
     period = cycle * (wraps ? ceil_div(wanted, cycle) : 1);
   }
+}
+
+// Each run has one parameter, and where these are many, the next run has the next one.
+bool Plan::runs_in_order() const {
+  Size row = group * inner;
+  bool next = count == 1 || (span == inner && count % group == 0 && stretch % row == 0);
+  return outer > 1 && inner >= kOrderedRun && next && !masked;
 }
 
 void Plan::cut_runs() {

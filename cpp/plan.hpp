@@ -59,6 +59,7 @@ struct Plan {
   Layout layout;
   bool by_element;  // parameters are read from arrays with one entry per element of a period
   bool by_row;      // columns: all of a row shares its parameter
+  bool in_order;    // runs follow one another in memory as their statistics and parameters do, outer by outer
   Size period;
   RunCut run;
   ColumnCut column;
@@ -69,6 +70,7 @@ struct Plan {
  private:
   void merge();
   void choose();
+  bool runs_in_order() const;
   void cut_runs();
   void cut_columns();
   bool rows_are_dense() const;

@@ -11,6 +11,7 @@ struct Uniform {
   R w, b;
 
   Uniform weights() const { return {w, 0}; }
+  Uniform at(Size) const { return *this; }
 
   template <class Lanes>
   Vec<R> weight(Size, Lanes) const {
@@ -24,6 +25,18 @@ struct Uniform {
   double affine(double xhat, Size) const { return xhat * double(w) + double(b); }
 };
 
+// One weight and bias for each run, `step` apart; where there is none, 1 and 0.
+template <class R>
+struct Uniforms {
+  const R* w;
+  const R* b;
+  Size step;
+
+  Uniforms weights() const { return {w, nullptr, step}; }
+  Uniforms from(Size run) const { return {w ? w + run * step : w, b ? b + run * step : b, step}; }
+  Uniform<R> at(Size run) const { return {w ? w[run * step] : R(1), b ? b[run * step] : R(0)}; }
+};
+
 // One weight, and bias where there is one, for each element of the run.
 template <class R, bool kBias>
 struct Elementwise {
@@ -31,6 +44,8 @@ struct Elementwise {
   const R* b;
 
   Elementwise<R, false> weights() const { return {w, nullptr}; }
+  Elementwise at(Size) const { return *this; }
+  Elementwise from(Size) const { return *this; }
 
   template <class Lanes>
   Vec<R> weight(Size i, Lanes lanes) const {
@@ -63,6 +78,16 @@ inline auto with_scale(const Parameters& parameters, Size index, const F& f) {
   using R = typename Parameters::Value;
   if (parameters.by_element()) return with_elements(parameters, index, f);
   return f(Uniform<R>{parameters.weight(index), parameters.bias(index)});
+}
+
+// The same for several runs.
+template <class R>
+inline Uniforms<R> by_run(const Uniform<R>& scale) {
+  return {&scale.w, &scale.b, 0};
+}
+template <class Scale>
+inline const Scale& by_run(const Scale& scale) {
+  return scale;
 }
 
 }  // namespace evenorm::EVENORM_ISA
