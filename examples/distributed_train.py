@@ -3,13 +3,12 @@
     torchrun --nproc-per-node 2 examples/distributed_train.py
 
 On a cluster the same, with torchrun's --nnodes and --rdzv-endpoint; where there are GPUs each process takes one and
-talks over NCCL, else over gloo. Small shards are the point: with 4 images per process a layer that saw only its own
-would normalize by 4.
+talks over NCCL, else over gloo. Small parts are the point: a layer that saw only the 4 images of its own process would
+normalize by 4.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 
 import torch
@@ -20,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from evenorm import SyncBatchNorm
 
 
-def network(classes: int) -> nn.Sequential:
+def network() -> nn.Sequential:
     """Two convolutions, each normalized over the batches of all processes."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, stride=2, bias=False),
@@ -29,53 +28,47 @@ def network(classes: int) -> nn.Sequential:
         SyncBatchNorm(16, activation="relu"),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(16, classes),
+        nn.Linear(16, 3),
     )
 
 
-def shapes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images of horizontal, vertical or no stripes in noise."""
-    target = torch.randint(3, (count,), generator=generator)
-    noise = torch.randn(count, 1, 16, 16, generator=generator)
-    stripes = (torch.arange(16) % 4 < 2).float() * 2 - 1
-    patterns = torch.stack([stripes.expand(16, 16), stripes.expand(16, 16).T, torch.zeros(16, 16)])
-    return noise + 1.5 * patterns[target][:, None], target
+def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images of horizontal, vertical or no stripes in noise, and which of them."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = torch.randint(3, (count,), generator=generator)
+    wave = ((torch.arange(16) % 4 < 2) * 3.0 - 1.5).expand(16, 16)
+    patterns = torch.stack([wave.T, wave, torch.zeros(16, 16)])
+    return torch.randn(count, 1, 16, 16, generator=generator) + patterns[kind][:, None], kind
 
 
-def main() -> None:
-    """Train; rank 0 reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=4, help="images per process")
-    options = parser.parse_args()
-
-    gpus = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpus else torch.device("cpu")
-    if gpus:
+def main(steps: int = 60, count: int = 4) -> None:
+    """Train on so many images in each process; rank 0 reports."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
+    if gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if gpus else "gloo")
-    rank = dist.get_rank()
+    dist.init_process_group("nccl" if gpu else "gloo")
+    rank, processes = dist.get_rank(), dist.get_world_size()
 
     torch.manual_seed(0)
-    model = DistributedDataParallel(network(3).to(device), device_ids=[device] if gpus else None)
+    model = DistributedDataParallel(network().to(device), device_ids=[device] if gpu else None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    # Every process has images of its own.
-    generator = torch.Generator().manual_seed(1 + rank)
-    for step in range(options.steps):
-        images, target = (t.to(device) for t in shapes(options.batch, generator))
-        loss = nn.functional.cross_entropy(model(images), target)
+    for step in range(steps):
+        # Every process has images of its own.
+        images, kind = (t.to(device) for t in stripes(count, seed=1 + step * processes + rank))
+        loss = nn.functional.cross_entropy(model(images), kind)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if rank == 0 and step % 20 == 0:
-            print(f"step {step:3}  loss {loss.item():.3f}")
+            print(f"step {step:2}  loss {loss.item():.3f}")
 
     model.eval()
-    images, target = shapes(256, torch.Generator().manual_seed(0))
+    images, kind = (t.to(device) for t in stripes(256, seed=0))
     with torch.no_grad():
-        right = (model(images.to(device)).argmax(1).cpu() == target).float().mean()
+        right = (model(images).argmax(1) == kind).float().mean().item()
     if rank == 0:
-        print(f"accuracy {right:.3f} on new images, {dist.get_world_size()} processes of {options.batch} images")
+        print(f"accuracy {right:.3f} on new images, {processes} processes of {count} images")
     dist.destroy_process_group()
 
 
