@@ -1,3 +1,5 @@
+#include <memory>
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -30,6 +32,21 @@ Enum code_of(int code, int count, const char* what) {
   return static_cast<Enum>(code);
 }
 Dtype dtype_of(int code) { return code_of<Dtype>(code, 4, "dtype: expected one of DTYPES"); }
+
+History history_of(Pointer mean, Pointer variance, int dtype, Size count) {
+  return {at<void>(mean), at<void>(variance), dtype_of(dtype), count};
+}
+
+// Two rows of numbers: where they are wanted, or of this call alone.
+struct Rows {
+  std::unique_ptr<double[]> own;
+  double *first, *second;
+
+  explicit Rows(Size count) : own(new double[2 * count]), first(own.get()), second(first + count) {}
+  Rows(Size count, Pointer wanted_first, Pointer wanted_second) : Rows(wanted_first ? 0 : count) {
+    if (wanted_first) first = at<double>(wanted_first), second = at<double>(wanted_second);
+  }
+};
 
 // All of a call that its tensors' values do not change.
 class Kernel {
@@ -122,7 +139,36 @@ class Kernel {
     verbs().backward(call);
   }
 
+  void remembered(Pointer x, Pointer y, Pointer running_mean, Pointer running_variance, int dtype,
+                  Pointer mean, Pointer rstd, Pointer weight, Pointer bias,
+                  Pointer residual) const {
+    Rows kept(plan_.statistics, mean, rstd);
+    recall(history_of(running_mean, running_variance, dtype, plan_.statistics), call_.eps,
+           kept.first, kept.second);
+    apply(x, y, address(kept.first), address(kept.second), weight, bias, residual, 0);
+  }
+
+  void gradients(bool given, Pointer dy, Pointer x, Pointer dx, Pointer mean, Pointer spread,
+                 Pointer weight, Pointer bias, Pointer residual, Pointer output, Pointer d_weight,
+                 Pointer d_bias, Pointer d_residual) const {
+    Rows sums(plan_.parameters);
+    Pointer to_weight = d_weight ? address(sums.first) : 0;
+    Pointer to_bias = d_bias ? address(sums.second) : 0;
+    if (given) {
+      if (d_weight || d_bias) {
+        grad_sums(dy, x, mean, spread, weight, bias, residual, output, 0, 0, to_weight, to_bias, 0);
+      }
+      grad_input(dy, x, dx, mean, spread, weight, bias, residual, output, 0, 0, d_residual, 0);
+    } else {
+      backward(dy, x, dx, mean, spread, weight, bias, residual, output, to_weight, to_bias,
+               d_residual, 0);
+    }
+    if (d_weight) round_sums(sums.first, plan_.parameters, call_.parameter_dtype, at<void>(d_weight));
+    if (d_bias) round_sums(sums.second, plan_.parameters, call_.parameter_dtype, at<void>(d_bias));
+  }
+
  private:
+  static Pointer address(const double* p) { return reinterpret_cast<Pointer>(p); }
   Call masked(Pointer mask) const {
     if (plan_.masked != (mask != 0)) {
       throw nb::value_error("mask: expected one for a plan that was made with its strides, and none for another");
@@ -154,11 +200,6 @@ class Kernel {
   Plan plan_;
   Call call_;
 };
-
-History history_of(Pointer mean, Pointer variance, int dtype, Size count) {
-  return {at<void>(mean), at<void>(variance),
-          code_of<Dtype>(dtype, 2, "dtype: expected float32 or float64 of DTYPES"), count};
-}
 
 Strides strides_of(const Levels& levels) {
   return {std::get<0>(levels), std::get<1>(levels), std::get<2>(levels)};
@@ -242,36 +283,32 @@ NB_MODULE(_cpu, m) {
            nb::arg("mean"), nb::arg("m2"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
            nb::arg("output"), nb::arg("dweight"), nb::arg("dbias"), nb::arg("d_residual"),
            nb::arg("mask") = 0,
-           "grad_sums, then grad_input with c = s / values (c1 = 0 when not centered).");
+           "grad_sums, then grad_input with c = s / values (c1 = 0 when not centered).")
+      .def("remembered", &Kernel::remembered, Free(), nb::arg("x"), nb::arg("y"),
+           nb::arg("running_mean"), nb::arg("running_variance"), nb::arg("dtype"),
+           nb::arg("mean"), nb::arg("rstd"), nb::arg("weight"), nb::arg("bias"),
+           nb::arg("residual"),
+           "y of running averages; mean and rstd = 1 / sqrt(running_variance + eps) may be absent.")
+      .def("gradients", &Kernel::gradients, Free(), nb::arg("given"), nb::arg("dy"), nb::arg("x"),
+           nb::arg("dx"), nb::arg("mean"), nb::arg("spread"), nb::arg("weight"), nb::arg("bias"),
+           nb::arg("residual"), nb::arg("output"), nb::arg("d_weight"), nb::arg("d_bias"),
+           nb::arg("d_residual"),
+           "backward, the parameters' gradients in their own type; of given statistics, whose spread\n"
+           "is rstd and not M2, grad_sums and grad_input.");
 
-  m.def(
-      "recall",
-      [](Pointer running_mean, Pointer running_variance, int dtype, Size count, double eps,
-         Pointer mean, Pointer rstd) {
-        recall(history_of(running_mean, running_variance, dtype, count), eps, at<double>(mean),
-               at<double>(rstd));
-      },
-      nb::arg("running_mean"), nb::arg("running_variance"), nb::arg("dtype"), nb::arg("count"),
-      nb::arg("eps"), nb::arg("mean"), nb::arg("rstd"),
-      "mean and rstd = 1 / sqrt(running_variance + eps), as float64.");
   m.def(
       "absorb",
       [](Pointer running_mean, Pointer running_variance, int dtype, Size count, Pointer mean,
-         Pointer m2, double divisor, double share) {
-        return absorb(history_of(running_mean, running_variance, dtype, count), at<double>(mean),
-                      at<double>(m2), divisor, share);
+         Pointer m2, double divisor, double share, Pointer updates) {
+        bool finite = absorb(history_of(running_mean, running_variance, dtype, count),
+                             at<double>(mean), at<double>(m2), divisor, share);
+        if (finite && updates) ++*at<std::int64_t>(updates);
+        return finite;
       },
       nb::arg("running_mean"), nb::arg("running_variance"), nb::arg("dtype"), nb::arg("count"),
-      nb::arg("mean"), nb::arg("m2"), nb::arg("divisor"), nb::arg("share"),
+      nb::arg("mean"), nb::arg("m2"), nb::arg("divisor"), nb::arg("share"), nb::arg("updates"),
       "running <- running + share * (new - running), the variance being m2 / divisor; False, and\n"
-      "nothing written, where a number is not finite.");
-
-  m.def(
-      "round_sums",
-      [](Pointer sums, Size count, Pointer rounded) {
-        round_sums(at<double>(sums), count, at<float>(rounded));
-      },
-      nb::arg("sums"), nb::arg("count"), nb::arg("rounded"), "float64 to float32.");
+      "nothing written, where a number is not finite. updates is an int64, or absent.");
 
   m.def("isas", &isas, "The instruction sets of this build that this processor has, the best last.");
   m.def("isa", &isa, "The instruction set in use.");

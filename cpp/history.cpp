@@ -1,17 +1,48 @@
 #include "history.hpp"
 
+#include <algorithm>
 #include <cmath>
+
+// The element types in their portable form: no instruction set beyond the compiler's own is asked for here.
+#define EVENORM_ISA portable
+#include "element.hpp"
 
 namespace evenorm {
 namespace {
 
+using namespace portable;
+
+// f(a null pointer to the type)
+template <class F>
+void typed(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::float32: return f(static_cast<float*>(nullptr));
+    case Dtype::float64: return f(static_cast<double*>(nullptr));
+    case Dtype::bfloat16: return f(static_cast<Bfloat16*>(nullptr));
+    case Dtype::float16: return f(static_cast<Float16*>(nullptr));
+  }
+}
+
 // f(mean, variance) with the averages in their own type
 template <class F>
-void typed(const History& history, const F& f) {
-  if (history.dtype == Dtype::float64) {
-    f(static_cast<double*>(history.mean), static_cast<double*>(history.variance));
+void averages(const History& history, const F& f) {
+  typed(history.dtype, [&](auto* type) {
+    f(static_cast<decltype(type)>(history.mean), static_cast<decltype(type)>(history.variance));
+  });
+}
+
+// As torch rounds: to half precision by way of float32.
+template <class T>
+void round_all(const double* values, Size count, T* rounded) {
+  if constexpr (std::is_floating_point_v<T>) {
+    for (Size k = 0; k < count; ++k) rounded[k] = T(values[k]);
   } else {
-    f(static_cast<float*>(history.mean), static_cast<float*>(history.variance));
+    each_vector<float>(count, [&](Size first, auto lanes) {
+      Vec<float> v{};
+      int some = int(std::min<Size>(count - first, kLanes<float>));
+      for (int lane = 0; lane < some; ++lane) v[lane] = float(values[first + lane]);
+      store<T, float>(rounded + first, v, lanes);
+    });
   }
 }
 
@@ -23,10 +54,10 @@ double between(double from, double to, double share) {
 }  // namespace
 
 void recall(const History& history, double eps, double* mean, double* rstd) {
-  typed(history, [&](const auto* running_mean, const auto* running_variance) {
+  averages(history, [&](const auto* running_mean, const auto* running_variance) {
     for (Size s = 0; s < history.count; ++s) {
-      mean[s] = running_mean[s];
-      rstd[s] = 1 / std::sqrt(double(running_variance[s]) + eps);
+      mean[s] = scalar(running_mean[s]);
+      rstd[s] = 1 / std::sqrt(double(scalar(running_variance[s])) + eps);
     }
   });
 }
@@ -36,17 +67,21 @@ bool absorb(const History& history, const double* mean, const double* m2, double
   double total = 0;
   for (Size s = 0; s < history.count; ++s) total += m2[s] / divisor;
   if (!std::isfinite(total)) return false;
-  typed(history, [&](auto* running_mean, auto* running_variance) {
+  averages(history, [&](auto* running_mean, auto* running_variance) {
     for (Size s = 0; s < history.count; ++s) {
-      running_mean[s] = between(running_mean[s], mean[s], share);
-      running_variance[s] = between(running_variance[s], m2[s] / divisor, share);
+      double new_mean = between(scalar(running_mean[s]), mean[s], share);
+      double new_variance = between(scalar(running_variance[s]), m2[s] / divisor, share);
+      round_all(&new_mean, 1, running_mean + s);
+      round_all(&new_variance, 1, running_variance + s);
     }
   });
   return true;
 }
 
-void round_sums(const double* sums, Size count, float* rounded) {
-  for (Size k = 0; k < count; ++k) rounded[k] = float(sums[k]);
+void round_sums(const double* sums, Size count, Dtype dtype, void* rounded) {
+  typed(dtype, [&](auto* type) {
+    round_all(sums, count, static_cast<decltype(type)>(rounded));
+  });
 }
 
 }  // namespace evenorm

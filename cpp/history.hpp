@@ -5,7 +5,7 @@
 
 namespace evenorm {
 
-// The running averages of `count` statistics, float32 or float64.
+// The running averages of `count` statistics.
 struct History {
   void* mean;
   void* variance;
@@ -21,7 +21,7 @@ void recall(const History& history, double eps, double* mean, double* rstd);
 bool absorb(const History& history, const double* mean, const double* m2, double divisor,
             double share);
 
-// float64 to float32.
-void round_sums(const double* sums, Size count, float* rounded);
+// float64 to a parameter's type.
+void round_sums(const double* sums, Size count, Dtype dtype, void* rounded);
 
 }  // namespace evenorm

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,10 +17,17 @@ from cases import CASES, case
 from evenorm import kernels
 from evenorm.kernels import cpu
 from evenorm.layers import Layer
-from evenorm.operator import Straight
 from kernels_here import WITHOUT_EXTENSION
+from ways import counting, results, whole_way
 
 pytestmark = pytest.mark.skipif(WITHOUT_EXTENSION, reason="the C++ extension is not built")
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kinds of the straight calls that were made."""
+    return counting(monkeypatch)
+
 
 FORMATS = {
     f"{case}{suffix}": (case, {"memory_format": torch.channels_last} if suffix else {})
@@ -29,41 +35,6 @@ FORMATS = {
     for suffix in ("", " channels_last")
     if case.fused and not case.given and (not suffix or len(case.shape) == 4)
 }
-
-
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kinds of the straight calls that were made."""
-    kinds: list[str] = []
-    right = Straight.__call__
-
-    def counted(self: Straight, *arguments: Any) -> Tensor | None:
-        y = right(self, *arguments)
-        if y is not None:
-            kinds.append(self.kind)
-        return y
-
-    monkeypatch.setattr(Straight, "__call__", counted)
-    return kinds
-
-
-@contextmanager
-def whole_way() -> Iterator[None]:
-    """No call goes straight."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Layer, "_straight", lambda *_: None)
-        yield
-
-
-def results(layer: Layer, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
-    """Everything that a call gives."""
-    x = x.detach().requires_grad_()
-    y = layer(x)
-    y.backward(dy)
-    assert x.grad is not None
-    gradients = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
-    layer.zero_grad()
-    return {"y": y.detach(), "dx": x.grad, **gradients, **{n: b.clone() for n, b in layer.named_buffers()}}
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -98,6 +69,8 @@ def test_the_same_bits(name: str, dtype: torch.dtype, training: bool) -> None:
         (lambda: evenorm.GroupNorm(2, 6), True, "batch"),
         (lambda: evenorm.LayerNorm(5), False, "batch"),
         (lambda: evenorm.RMSNorm(5), False, "batch"),
+        (lambda: evenorm.BatchNorm2d(6).bfloat16(), True, "observed"),
+        (lambda: evenorm.BatchNorm2d(6).half(), False, "given"),
     ],
 )
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "bare"])
@@ -107,7 +80,7 @@ def test_taken_where_it_may_be(
     layer = make().train(training)
     with torch.set_grad_enabled(recorded):
         for _ in range(3):
-            layer(torch.randn(4, 6, 5, 5))
+            layer(torch.randn(4, 6, 5, 5, dtype=next(layer.parameters(), torch.empty(0)).dtype))
     assert taken == [kind] * 3
 
 
@@ -139,6 +112,8 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "another weight": lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn(6))),
     "data of the weight": lambda layer: setattr(layer.weight, "data", torch.randn(6, dtype=torch.float64)),
     "strided weight": lambda layer: setattr(layer.weight, "data", torch.randn(6, 2)[:, 0]),
+    "counter of another type": lambda layer: setattr(layer, "num_batches_tracked", torch.tensor(3, dtype=torch.int32)),
+    "history of another type": lambda layer: setattr(layer.running_mean, "data", torch.randn(6, dtype=torch.float16)),
     "another history": lambda layer: setattr(layer, "running_mean", torch.randn(6)),
     "no history": lambda layer: layer.__setattr__("running_mean", None) or layer.__setattr__("running_var", None),
     "tracking": lambda layer: setattr(layer, "track_running_stats", False),
@@ -174,9 +149,10 @@ def test_transforms_and_modes_go_the_whole_way(taken: list[str]) -> None:
     assert taken == ["batch"]
 
 
-def test_not_finite_is_not_taken_in(taken: list[str]) -> None:
-    layer = evenorm.BatchNorm1d(3)
-    x = torch.randn(8, 3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_not_finite_is_not_taken_in(dtype: torch.dtype, taken: list[str]) -> None:
+    layer = evenorm.BatchNorm1d(3).to(dtype)
+    x = torch.randn(8, 3, dtype=dtype)
     layer(x)
     before = {name: b.clone() for name, b in layer.state_dict().items()}
     with pytest.warns(RuntimeWarning, match="not finite"):
@@ -184,6 +160,22 @@ def test_not_finite_is_not_taken_in(taken: list[str]) -> None:
     assert taken == ["observed", "observed"]
     assert all(torch.equal(before[name], b) for name, b in layer.state_dict().items())
     assert layer.get_buffer("num_batches_skipped") == 1
+    layer(x)
+    assert layer.get_buffer("num_batches_tracked") == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_number_is_rounded_as_torch_rounds(dtype: torch.dtype) -> None:
+    # Sums over as many magnitudes as the type has, ties, denormals and infinities among them.
+    exponents = torch.arange(-30.0, 30.0).double()
+    x = torch.cat([2**exponents * (1 + k / 2**11) for k in range(8)]).float()[None]
+    layer = evenorm.InstanceNorm1d(x.shape[1], affine=True, eps=0.0)
+    layer.weight.data, layer.bias.data = (p.data.to(dtype) for p in (layer.weight, layer.bias))
+    pair = torch.tensor([-1.0, 1.0]).expand(1, x.shape[1], 2)
+    dy = torch.stack([torch.zeros_like(x), x], dim=2)
+    found = results(layer, pair, dy)
+    assert torch.equal(found["bias"], x[0].double().to(dtype))
+    assert torch.equal(found["weight"], x[0].double().to(dtype))
 
 
 def test_a_layer_that_was_called_is_copied_and_saved() -> None:
@@ -198,6 +190,17 @@ def test_a_layer_that_was_called_is_copied_and_saved() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(twin(x), loaded(x))
+
+
+def test_what_a_transform_left_behind_goes_the_whole_way(taken: list[str]) -> None:
+    left: list[Tensor] = []
+    torch.func.grad(lambda x: left.append(x) or x.sum())(torch.randn(4, 6))  # type: ignore[func-returns-value]
+    layer = evenorm.LayerNorm(6)
+    layer(torch.randn(4, 6))
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded):
+            torch.testing.assert_close(layer(left[0]), torch.nn.functional.layer_norm(left[0], (6,)))
+    assert taken == ["batch"]
 
 
 def test_without_the_extension_calls_go_the_whole_way(monkeypatch: pytest.MonkeyPatch, taken: list[str]) -> None:

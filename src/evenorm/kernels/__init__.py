@@ -38,6 +38,9 @@ __all__ = [
 ]
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 class KernelError(RuntimeError):
     """A kernel was asked for by name and cannot take the call."""
 
@@ -160,8 +163,11 @@ def must_compose(*tensors: Tensor | None) -> str | None:
     ):
         return "forward-mode derivatives are asked for"
     for t in tensors:
-        if t is not None and type(t) not in (Tensor, torch.nn.Parameter):
-            return f"{type(t).__name__} is a tensor subclass"
+        if t is not None:
+            if type(t) not in _PLAIN:
+                return f"{type(t).__name__} is a tensor subclass"
+            if torch._C._functorch.is_functorch_wrapped_tensor(t):
+                return "a tensor is left over from a torch.func transform"
     return None
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 __all__ = [
-    "HISTORIES",
+    "DTYPES",
     "absorb",
     "apply",
     "available",
@@ -38,8 +38,6 @@ __all__ = [
     "grad_sums",
     "moments",
     "name",
-    "recall",
-    "rounded",
     "straight",
 ]
 
@@ -51,11 +49,10 @@ try:
 except ImportError:
     _cpu = None
 
-_DTYPES = {} if _cpu is None else {getattr(torch, dtype): code for dtype, code in _cpu.DTYPES.items()}
-_NOTHING = Finish(Affine(), Epilogue())
+DTYPES = {} if _cpu is None else {getattr(torch, dtype): code for dtype, code in _cpu.DTYPES.items()}
+"""Dtypes that the extension reads and writes, by its codes."""
 
-HISTORIES = (torch.float32, torch.float64)
-"""Dtypes of running averages that the extension reads and writes."""
+_NOTHING = Finish(Affine(), Epilogue())
 
 
 def available() -> bool:
@@ -123,9 +120,9 @@ def _prepared(
     if isinstance(planned, str):
         raise ValueError(f"the cpu kernel has no plan: {planned}")
     assert _cpu is not None
-    scaling = (_DTYPES[parameter_dtype], affine.offset, affine.cast == "before")
+    scaling = (DTYPES[parameter_dtype], affine.offset, affine.cast == "before")
     activation = (_cpu.ACTIVATIONS[epilogue.activation], epilogue.slope)
-    return _Planned(planned.plan, _cpu.Kernel(planned.native, _DTYPES[dtype], centered, eps, *scaling, *activation))
+    return _Planned(planned.plan, _cpu.Kernel(planned.native, DTYPES[dtype], centered, eps, *scaling, *activation))
 
 
 def straight(
@@ -152,25 +149,14 @@ def straight(
     return native if lies and ordered and torch.empty_like(x).stride() == plan.dense else None
 
 
-def recall(mean: Tensor, variance: Tensor, eps: float, to_mean: int, to_rstd: int) -> None:
-    """Mean and 1 / sqrt(variance + eps) of a history, written to two addresses."""
-    assert _cpu is not None
-    _cpu.recall(mean.data_ptr(), variance.data_ptr(), _DTYPES[mean.dtype], mean.numel(), eps, to_mean, to_rstd)
-
-
-def absorb(mean: Tensor, variance: Tensor, new_mean: int, m2: int, divisor: int, share: float) -> bool:
+def absorb(
+    mean: Tensor, variance: Tensor, new_mean: int, m2: int, divisor: int, share: float, updates: Tensor | None
+) -> bool:
     """Running averages take in what lies at two addresses; False, and nothing written, where it is not finite."""
     assert _cpu is not None
-    running = (mean.data_ptr(), variance.data_ptr(), _DTYPES[mean.dtype], mean.numel())
-    return _cpu.absorb(*running, new_mean, m2, divisor, share)
-
-
-def rounded(sums: int, parameter: Tensor) -> Tensor:
-    """What lies at an address in float64, as a gradient of a parameter in float32."""
-    assert _cpu is not None
-    gradient = torch.empty_like(parameter)
-    _cpu.round_sums(sums, parameter.numel(), gradient.data_ptr())
-    return gradient
+    running = (mean.data_ptr(), variance.data_ptr(), DTYPES[mean.dtype], mean.numel())
+    counter = 0 if updates is None else updates.data_ptr()
+    return _cpu.absorb(*running, new_mean, m2, divisor, share, counter)
 
 
 def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | None:
@@ -181,7 +167,7 @@ def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | No
         return f"the tensor is on {signature.device}"
     if not signature.is_plain:
         return f"{signature.kind.__name__} is not torch's own dense tensor"
-    if signature.dtype not in _DTYPES:
+    if signature.dtype not in DTYPES:
         return f"{signature.dtype} is not among its dtypes"
     if 0 in signature.shape:
         return "the tensor is empty"

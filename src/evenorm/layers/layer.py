@@ -145,10 +145,11 @@ class Layer(nn.Module):
         Returns:
             y; with a residual added before the normalization y and the sum.
         """
-        added = scale is not None or shift is not None or residual is not None
+        given = scale is not None or shift is not None
         chosen = mask is not None or lengths is not None or domain is not None
-        if not added and not chosen and not torch.compiler.is_compiling():
-            y = self._straight(input)
+        before = residual is not None and self.epilogue.residual == "before"
+        if not given and not chosen and not before and not torch.compiler.is_compiling():
+            y = self._straight(input, residual)
             if y is not None:
                 return y
         if isinstance(input, Proxy):
@@ -164,12 +165,14 @@ class Layer(nn.Module):
             x, lengths = padded(input, self._features_first)
             y = self._call(x, scale, shift, None, lengths=lengths, domain=domain)
             return repacked(y, input, self._features_first)
-        if residual is not None and self.epilogue.residual == "before":
+        if residual is not None and before:
             total = input + residual
-            return self._call(total, scale, shift, None, mask, lengths, domain), total
+            # A call without a residual, which may go straight.
+            y = Layer.forward(self, total, scale=scale, shift=shift, mask=mask, lengths=lengths, domain=domain)
+            return y, total
         return self._call(input, scale, shift, residual, mask, lengths, domain)
 
-    def _straight(self, input: Tensor | PackedSequence) -> Tensor | None:
+    def _straight(self, input: Tensor | PackedSequence, residual: Tensor | None) -> Tensor | None:
         """y, where such a call was made before and nothing has changed since."""
         ways = _ways.get(self)
         if ways is None or type(input) is not Tensor or not input.is_cpu or input.layout is not torch.strided:
@@ -179,7 +182,7 @@ class Layer(nn.Module):
             return None
         parameters = self._parameters
         history = None if way.history is None else self.history
-        return way(input, parameters.get("weight"), parameters.get("bias"), history, self)
+        return way(input, parameters.get("weight"), parameters.get("bias"), residual, history, self)
 
     def _remember_way(self, input: Tensor, recipe: Recipe, history: History | None) -> None:
         """Keep what this plain call has found out."""
@@ -239,12 +242,12 @@ class Layer(nn.Module):
     ) -> Tensor:
         """One call of the engine; then, last of all, the history takes it in."""
         history, tag = self.history, None
-        plain = residual is None and mask is None and place is None and not torch.compiler.is_compiling()
+        plain = mask is None and place is None and not torch.compiler.is_compiling()
         if plain and weight is self.weight and bias is self.bias and recipe == self.recipe:
             # The first call goes the way of all later ones: a recomputation must save what its call saved.
             verify(recipe, input, weight, bias, history, self.training, self)
             self._remember_way(input, recipe, history)
-            straight = self._straight(input)
+            straight = self._straight(input, residual)
             if straight is not None:
                 return straight
         if place is not None and history is not None:

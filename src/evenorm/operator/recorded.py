@@ -1,0 +1,121 @@
+"""The straight call as autograd records it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evenorm import kernels
+from evenorm.kernels import Finish, cpu
+from evenorm.operator.composed import gradients, normalized
+from evenorm.operator.settings import Settings
+
+if TYPE_CHECKING:
+    from evenorm.operator.straight import Straight
+
+__all__ = ["record"]
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""Of x, weight, bias and residual."""
+
+
+class _Recorded(torch.autograd.Function):
+    """A call that was made already: what it made comes in beside its operands, and y goes out."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        way: Straight,
+        made: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        y, statistics = made
+        ctx.way = way
+        # As on the whole way: the output where the slope can be read from it, nothing where there is no activation.
+        other = None if way.activation == "identity" or residual is None else y if way.by_output else residual
+        ctx.save_for_backward(x, weight, bias, other, statistics)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        way: Straight = ctx.way
+        x, weight, bias, other, statistics = ctx.saved_tensors
+        residual, output = (None, other) if way.by_output else (other, None)
+        needs = ctx.needs_input_grad
+        operands = (dy, x, weight, bias, residual, output, statistics)
+        found: Gradients
+        if torch.is_grad_enabled() or kernels.must_compose(dy, x, weight) is not None:
+            found = _differentiable(way, *operands, needs[:4])
+        elif needs[0] or needs[3]:
+            found = way.backward(*operands)
+        else:
+            found = _of_parameters(way, *operands)
+        dx, d_weight, d_bias, d_residual = found
+        return (
+            dx if needs[0] else None,
+            d_weight if needs[1] else None,
+            d_bias if needs[2] else None,
+            (dy if way.activation == "identity" else d_residual) if needs[3] else None,
+            None,
+            None,
+        )
+
+
+record: Any = super(torch.autograd.Function, _Recorded).apply
+"""``_Recorded.apply`` without its care for transforms of torch.func, under which no call goes straight."""
+
+
+def _of_parameters(
+    way: Straight,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor | None,
+    statistics: Tensor,
+) -> Gradients:
+    """The gradients of weight and bias alone."""
+    settings, (mean, spread) = way.settings, statistics
+    found = kernels.backward(
+        *(cpu, dy, x, way.pattern, settings.centered, settings.eps, mean, way.variance_or_m2(spread)),
+        Finish(way.affine, way.epilogue, weight, bias, residual, output),
+        given=way.kind == "given",
+        needs_input=False,
+    )
+    d_weight, d_bias = (
+        None if p is None else sums.reshape(p.shape).to(p.dtype)
+        for sums, p in ((found.weight, weight), (found.bias, bias))
+    )
+    return None, d_weight, d_bias, None
+
+
+def _differentiable(
+    way: Straight,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor | None,
+    statistics: Tensor,
+    wanted: tuple[bool, ...],
+) -> Gradients:
+    """The gradients as a graph of torch's own operations."""
+    given: tuple[Tensor | None, Tensor | None] = (None, None)
+    if way.kind == "given":
+        mean, rstd = statistics
+        given = (mean, way.variance_or_m2(rstd))
+
+    def function(x: Tensor, weight: Any, bias: Any, residual: Any, settings: Settings) -> Tensor:
+        return normalized(x, weight, bias, *given, residual, None, settings)[0]
+
+    with torch.enable_grad():
+        found = gradients(function, dy, (x, weight, bias, residual), output, None, wanted, way.settings)
+    dx, d_weight, d_bias, d_residual = found
+    return dx, d_weight, d_bias, d_residual
