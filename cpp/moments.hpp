@@ -92,6 +92,7 @@ EVENORM_LOOP Deviations deviations_in(const Chunk<T>& c, Real<T> center) {
   each_link<R>(
       c.runs, c.length,
       [&](Size r, Size i, auto lanes, int chain) {
+        if (chain == 0) ahead(c.x + r * c.pitch + i);
         Vec<R> d = keep<R>(load<R>(c.x + r * c.pitch + i, lanes) - shift, lanes);
         sum.add(chain, d);
         squares.add(chain, d, d);

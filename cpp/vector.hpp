@@ -92,6 +92,13 @@ inline Vec<R> splat(R value) {
   return value - Vec<R>{};  // 0 + value would lose the sign of -0
 }
 
+// Asks for what a loop that takes four vectors at a time will read soon; processors do not look beyond a page.
+template <class T>
+inline void ahead(const T* p) {
+  auto bytes = reinterpret_cast<const char*>(p) + 1024;
+  for (int line = 0; line < 4 * kVectorBytes * int(sizeof(T)) / 4; line += 64) __builtin_prefetch(bytes + line);
+}
+
 template <class V>
 inline V read(const void* p) {
   V v;
