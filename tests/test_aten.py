@@ -40,7 +40,7 @@ def test_it_stands_between_the_others_and_rows_do_not_count() -> None:
 
 
 DECLINES = {
-    "float32": (torch.ones(4, 8), "... [d]", None, r"its statistics of torch\.float32 are not float64"),
+    "float32": (torch.ones(4, 8), "... [d]", None, "it keeps mean and variance in float32, not in float64"),
     "batch norm": (torch.ones(4, 8, dtype=DOUBLE), "[n] c", None, "on any number of threads"),
     "gaps": (torch.ones(4, 8, dtype=DOUBLE)[:, ::2], "... [d]", None, "has gaps"),
     "mask": (torch.ones(4, 8, dtype=DOUBLE), "... [d]", torch.ones(4, 1, dtype=torch.bool), "no mask"),

@@ -35,7 +35,7 @@ def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | No
     if signature.mask is not None:
         return "torch's functions take no mask"
     if signature.dtype != torch.float64:
-        return f"its statistics of {signature.dtype} are not float64"
+        return f"it keeps mean and variance in {str(signature.dtype).removeprefix('torch.')}, not in float64"
     if _family(pattern, affine) != "layer" or affine.cast == "before":
         return "of torch's functions layer norm alone gives a row the same bits on any number of threads"
     if (
