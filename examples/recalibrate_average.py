@@ -49,9 +49,9 @@ def main(steps: int = 300) -> tuple[float, float]:
             answer: Tensor = net(inputs)
             return nn.functional.mse_loss(answer, target).item()
 
-    print(f"the last weights:                     loss {loss_of(model):.3f}")
+    print(f"the last weights:                       loss {loss_of(model):.3f}")
     stale = loss_of(average)
-    print(f"their average, statistics as copied:  loss {stale:.3f}")
+    print(f"their average, statistics as copied:    loss {stale:.3f}")
     _, report = evenorm.recalibrate(average, inputs.split(256), report=True)
     own = loss_of(average)
     print(f"their average, statistics recalibrated: loss {own:.3f}")
