@@ -134,9 +134,9 @@ class SyncBatchNorm(_BatchNorm, _NormBase):
 
     .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \cdot \gamma_c + \beta_c
 
-    Pattern ``[n] c [...]``, the batch being that of all ranks: see :class:`Synced`. On CPUs over gloo, on GPUs over
-    NCCL; with uneven and empty batches; the statistics are float64 whatever the input is. It is no
-    ``torch.nn.SyncBatchNorm``, which DistributedDataParallel refuses on CPUs.
+    Pattern ``[n] c [...]``, the batch being that of all ranks: see :class:`Synced`. On CPUs over gloo (on GPUs
+    over NCCL, which has not been run yet); with uneven and empty batches; the statistics are float64 whatever the input
+    is. It is no ``torch.nn.SyncBatchNorm``, which DistributedDataParallel refuses on CPUs.
 
     Args:
         num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype: as
