@@ -2,8 +2,9 @@
 
     python examples/fold_to_onnx.py [file.onnx]
 
-Needs evenorm[export] and onnxruntime. The same from the command line:
-evenorm fold mypackage.models:build --input 1,3,32,32 --state-dict weights.safetensors --out folded.onnx
+Needs onnxruntime, and what pip install 'evenorm[export]' brings. The same from the command line:
+
+    evenorm fold mypackage.models:build --input 1,3,32,32 --state-dict weights.safetensors --out folded.onnx
 """
 
 from __future__ import annotations

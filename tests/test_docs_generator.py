@@ -1,5 +1,6 @@
 """What makes the site's pages: pictures, tables, citations, and the check of public names."""
 
+import ast
 import doctest
 import re
 import sys
@@ -218,5 +219,6 @@ def test_performance_shows_the_newest_run(tmp_path: Path) -> None:
 def test_examples_are_shown_whole() -> None:
     page = examples.page(ROOT / "examples")
     for file in (ROOT / "examples").glob("*.py"):
-        assert f"## {file.stem}\n" in page
+        said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        assert f"## {file.stem}\n\n{said}\n" in page
         assert file.read_text(encoding="utf-8").partition('"""\n\n')[2].strip() in page

@@ -9,7 +9,7 @@ __all__ = ["page"]
 
 _HEAD = """# Examples
 
-Each runs as it stands, on a CPU in under a minute, and is run in a small form by the tests.
+Each runs on a CPU in under a minute, and is run in a small form by the tests.
 """
 
 
@@ -21,6 +21,5 @@ def page(folder: Path) -> str:
 def _section(file: Path) -> str:
     source = file.read_text(encoding="utf-8")
     said = ast.get_docstring(ast.parse(source)) or ""
-    title, _, _ = said.partition("\n")
     code = source.partition('"""\n\n')[2]
-    return f'## {file.stem}\n\n{title}\n\n```python title="examples/{file.name}"\n{code.strip()}\n```\n'
+    return f'## {file.stem}\n\n{said}\n\n```python title="examples/{file.name}"\n{code.strip()}\n```\n'
