@@ -30,7 +30,8 @@ class ColumnGradient : public Columns<T> {
       : Base(call), wants_parameters_(call.dweight || call.dbias),
         parts_(cut_.pieces / cut_.pieces_per_part), room_(Slab<R>::rounded(cut_.block)),
         by_row_(wants_parameters_ && plan_.by_row ? plan_.batch * plan_.outer * cut_.blocks : 0),
-        by_column_(wants_parameters_ && !plan_.by_row
+        at_once_(wants_parameters_ && !plan_.by_row && plan_.batch * parts_ == 1 && parameters_.as_they_are()),
+        by_column_(wants_parameters_ && !plan_.by_row && !at_once_
                        ? plan_.batch * cut_.blocks * parts_ * 2 * room_
                        : 0) {}
 
@@ -46,7 +47,7 @@ class ColumnGradient : public Columns<T> {
     } else {
       this->sweep(prepare, first, done, nullptr);
     }
-    if (wants_parameters_) plan_.by_row ? collect_rows() : collect_columns();
+    if (wants_parameters_ && !at_once_) plan_.by_row ? collect_rows() : collect_columns();
   }
 
  private:
@@ -57,18 +58,53 @@ class ColumnGradient : public Columns<T> {
     for (Size r = range.first; r < range.stop; r += kLinks) {
       Range tile{r, r + kLinks < range.stop ? r + kLinks : range.stop};
       clear_chains(slab);
-      for (Size row = tile.first; row < tile.stop; ++row) add(p, row, slab);
+      add(p, tile, slab);
       flush_chains(p.width, slab, plain, plain + slab.room,
                    [&](Size k) { return column(p, tile, slab, k); });
     }
   }
 
+  // Adds at most kLinks rows to the chains.
+  void add(const Place& p, const Range& tile, Slab<R>& slab) {
+    Several several{tile.stop - tile.first, cut_.fold * plan_.x.outer, cut_.fold * plan_.dy.outer,
+                    cut_.fold * plan_.dense.outer, 0};
+    const T* dy = dy_ + offset(plan_.dy, p, tile.first);
+    const T* x = x_ + offset(plan_.x, p, tile.first);
+    Epilogue<T> epilogue = epilogue_.at(offset(plan_.dense, p, tile.first));
+    if (mask_ || epilogue.curved() || (plan_.by_row && epilogue.bent())) {
+      for (Size row = tile.first; row < tile.stop; ++row) add(p, row, slab);
+    } else if (plan_.by_row) {
+      add_weighted(p, tile, dy, x, several, slab);
+    } else {
+      with_scale(parameters_, this->index(p, tile.first), [&](const auto& scale) {
+        with_row_way(x, p.width, slab, scale, epilogue,
+                     [&](const auto& way) { add_rows(dy, x, p.width, several, slab, way); });
+      });
+    }
+  }
+
+  void add_weighted(const Place& p, const Range& tile, const T* dy, const T* x, const Several& several,
+                    Slab<R>& slab) {
+    R w[kLinks];
+    GradSums sums[kLinks];
+    for (Size r = 0; r < several.runs; ++r) w[r] = parameters_.weight(this->index(p, tile.first + r));
+    add_weighted_rows(dy, x, p.width, several, slab, w, sums);
+    for (Size r = 0; wants_parameters_ && r < several.runs; ++r) {
+      if (*slab.odds || !sums[r].finite()) {
+        sums[r] = exact_row(dy + r * several.dy, x + r * several.x, p.width, slab, Uniform<R>{w[r], 0}, epilogue_);
+      }
+      *row_sums(p, tile.first + r) = sums[r];
+    }
+  }
+
+  GradSums* row_sums(const Place& p, Size row) {
+    return &by_row_[(p.batch * plan_.outer + row) * cut_.blocks + p.number % cut_.blocks];
+  }
+
   void add(const Place& p, Size row, Slab<R>& slab) {
     Window window = this->window(p, row, p.width);
     Seen seen = this->seen(window);
-    GradSums* by_row = wants_parameters_ && plan_.by_row
-                           ? &by_row_[(p.batch * plan_.outer + row) * cut_.blocks + p.number % cut_.blocks]
-                           : nullptr;
+    GradSums* by_row = wants_parameters_ && plan_.by_row ? row_sums(p, row) : nullptr;
     if (by_row) *by_row = {};
     if (seen == Seen::none) return;
     Clean<T> clean(dy_ + offset(plan_.dy, p, row), x_ + offset(plan_.x, p, row),
@@ -114,19 +150,59 @@ class ColumnGradient : public Columns<T> {
         for (Size k = 0; k < 2 * slab.room; ++k) total[k] += more[k];
       }
       if (tail_ && part + 1 == parts_) add_tail(p, slab, total);
-      if (wants_parameters_ && !plan_.by_row) {
+      if (at_once_) {
+        put(total, p, call_.dbias);
+        put(total + slab.room, p, call_.dweight);
+      } else if (wants_parameters_ && !plan_.by_row) {
         double* kept = by_column_.get() + (p.number * parts_ + part) * 2 * room_;
         for (Size k = 0; k < 2 * slab.room; ++k) kept[k] = total[k];
       }
     }
-    this->each_group(p, [&](Size s, Size g) {
-      GradSums sum = group_sums(p, slab, g);
-      if (call_.s1) call_.s1[s] = sum.plain;
-      if (call_.s2) call_.s2[s] = sum.normalized;
-      double n = mask_.values(s);
-      this->set(slab, g, this->given(s), {call_.centered ? sum.plain / n : 0, sum.normalized / n});
-    });
-    slab.settle(p.width);
+    weigh(p, slab);
+    Size first = p.batch * plan_.group + p.first / plan_.inner;
+    if (cut_.fold * plan_.inner == 1) {
+      settle(first, p.width, slab.c1, slab.c2);
+    } else {
+      this->each_group(p, [&](Size s, Size g) {
+        GradSums sum = group_sums(slab, g);
+        settle(s, 1, &sum.plain, &sum.normalized);
+        this->set(slab, g, slab.center(g * plan_.inner), {sum.plain, sum.normalized});
+      });
+    }
+    if (out_) slab.settle(p.width);
+  }
+
+  // The sums of statistics are kept, and made means.
+  void settle(Size first, Size count, double* plain, double* normalized) const {
+    if (call_.s1) std::memcpy(call_.s1 + first, plain, std::size_t(count) * sizeof(double));
+    if (call_.s2) std::memcpy(call_.s2 + first, normalized, std::size_t(count) * sizeof(double));
+    for (Size k = 0; k < count; ++k) {
+      double n = mask_.values(first + k);
+      plain[k] = call_.centered ? plain[k] / n : 0;
+      normalized[k] /= n;
+    }
+  }
+
+  // c1 and c2 are the sums of columns, weights included.
+  void weigh(const Place& p, Slab<R>& slab) const {
+    clear(slab.c1, p.width);
+    clear(slab.c2, p.width);
+    for (Size part = 0; part < parts_; ++part) {
+      const double* total = slab.partial + 2 * part * cut_.pieces_per_part * slab.room;
+      const R* w = parameters_.by_element() ? parameters_.weight() + this->index(p, part * cut_.part) : nullptr;
+      if (w) {
+        for (Size k = 0; k < p.width; ++k) slab.c1[k] += double(w[k]) * total[k];
+        for (Size k = 0; k < p.width; ++k) slab.c2[k] += double(w[k]) * total[slab.room + k];
+      } else {
+        for (Size k = 0; k < p.width; ++k) slab.c1[k] += total[k];
+        for (Size k = 0; k < p.width; ++k) slab.c2[k] += total[slab.room + k];
+      }
+    }
+  }
+
+  // Sums of columns that are those of parameters.
+  void put(const double* total, const Place& p, double* to) const {
+    if (to) std::memcpy(to + this->index(p, 0), total, std::size_t(p.width) * sizeof(double));
   }
 
   void add_tail(const Place& p, const Slab<R>& slab, double* total) const {
@@ -137,18 +213,11 @@ class ColumnGradient : public Columns<T> {
     }
   }
 
-  GradSums group_sums(const Place& p, const Slab<R>& slab, Size group) const {
+  GradSums group_sums(const Slab<R>& slab, Size group) const {
     GradSums sum;
-    for (Size part = 0; part < parts_; ++part) {
-      const double* total = slab.partial + 2 * part * cut_.pieces_per_part * slab.room;
-      Size index = this->index(p, part * cut_.part);
-      for (Size f = 0; f < cut_.fold; ++f) {
-        for (Size i = 0; i < plan_.inner; ++i) {
-          Size k = f * row_ + group * plan_.inner + i;
-          double w = parameters_.by_element() ? double(parameters_.weight(index + k)) : 1;
-          sum.add({total[k], total[slab.room + k]}, w);
-        }
-      }
+    for (Size f = 0; f < cut_.fold; ++f) {
+      Size k = f * row_ + group * plan_.inner;
+      for (Size stop = k + plan_.inner; k < stop; ++k) sum.add({slab.c1[k], slab.c2[k]});
     }
     return sum;
   }
@@ -190,6 +259,7 @@ class ColumnGradient : public Columns<T> {
   bool wants_parameters_;
   Size parts_, room_;
   Buffer<GradSums> by_row_;
+  bool at_once_;  // every column is a parameter
   Buffer<double> by_column_;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "column_rows.hpp"
+#include "gradient_sums.hpp"
 
 namespace evenorm::EVENORM_ISA {
 
@@ -14,6 +15,86 @@ EVENORM_LOOP void add_row(const T* dy, const T* x, Size width, Slab<R> slab, Way
     add_to<R>(slab.chain1 + i, d);
     add_to<R>(slab.chain2 + i, d, xhat);
   });
+}
+
+// The same of several rows, four at a time.
+template <class T, class R, class Way>
+EVENORM_LOOP void add_rows(const T* dy, const T* x, Size width, Several several, Slab<R> slab, Way way) {
+  auto rows = [&](Size first, auto count) {
+    each_vector<R>(width, [&](Size i, auto lanes) {
+      Vec<R> sum1 = read<Vec<R>>(slab.chain1 + i), sum2 = read<Vec<R>>(slab.chain2 + i);
+      for (Size k = 0; k < count.value; ++k) {
+        Size r = first + k;
+        Vec<R> xhat = keep<R>(slab(load<R>(x + r * several.x + i, lanes), i, lanes), lanes);
+        Vec<R> d = way.at(r * several.dense)(load<R>(dy + r * several.dy + i, lanes), xhat, i, lanes);
+        sum1 += d;
+        sum2 = multiply_add(d, xhat, sum2);
+      }
+      write(slab.chain1 + i, sum1);
+      write(slab.chain2 + i, sum2);
+    });
+  };
+  Size r = 0;
+  for (; r + 4 <= several.runs; r += 4) rows(r, std::integral_constant<int, 4>{});
+  for (; r < several.runs; ++r) rows(r, std::integral_constant<int, 1>{});
+}
+
+// A row's own sums of dz and dz*xhat, on the way to those of its columns.
+template <class R>
+struct WeightedRow {
+  Total<R, 1> plain{}, normalized{};
+
+  void add(Vec<R> d, Vec<R> xhat, R w, Vec<R>& sum1, Vec<R>& sum2) {
+    Vec<R> product = d * xhat;
+    sum1 = multiply_add(d, splat<R>(w), sum1);
+    sum2 = multiply_add(product, splat<R>(w), sum2);
+    plain.add(0, d);
+    normalized.add(0, product);
+  }
+  void flush() { plain.flush(), normalized.flush(); }
+  GradSums value() const { return {plain.value(), normalized.value()}; }
+};
+
+// Adds w*dz and w*dz*xhat of rows that have a weight each, two at a time, where dz is dy; `sums` are the rows' of dz
+// and dz*xhat, which may be infinite.
+template <class T, class R>
+EVENORM_LOOP void add_weighted_rows(const T* dy, const T* x, Size width, Several several, Slab<R> slab, const R* w,
+                                    GradSums* sums) {
+  auto blocks = [&](auto&& vector, auto&& flush) {
+    constexpr Size block = Size{kLanes<R>} * kLinks;
+    for (Size start = 0; start < width; start += block) {
+      each_vector<R>(width - start < block ? width - start : block, [&](Size k, auto lanes) {
+        Size i = start + k;
+        Vec<R> sum1 = read<Vec<R>>(slab.chain1 + i), sum2 = read<Vec<R>>(slab.chain2 + i);
+        vector(i, lanes, sum1, sum2);
+        write(slab.chain1 + i, sum1);
+        write(slab.chain2 + i, sum2);
+      });
+      flush();
+    }
+  };
+  auto add = [&](WeightedRow<R>& row, Size r, Size i, auto lanes, Vec<R>& sum1, Vec<R>& sum2) {
+    Vec<R> xhat = keep<R>(slab(load<R>(x + r * several.x + i, lanes), i, lanes), lanes);
+    row.add(load<R>(dy + r * several.dy + i, lanes), xhat, w[r], sum1, sum2);
+  };
+  Size r = 0;
+  for (; r + 2 <= several.runs; r += 2) {
+    WeightedRow<R> one, other;
+    blocks(
+        [&](Size i, auto lanes, Vec<R>& sum1, Vec<R>& sum2) {
+          add(one, r, i, lanes, sum1, sum2);
+          add(other, r + 1, i, lanes, sum1, sum2);
+        },
+        [&] { one.flush(), other.flush(); });
+    sums[r] = one.value();
+    sums[r + 1] = other.value();
+  }
+  if (r < several.runs) {
+    WeightedRow<R> one;
+    blocks([&](Size i, auto lanes, Vec<R>& sum1, Vec<R>& sum2) { add(one, r, i, lanes, sum1, sum2); },
+           [&] { one.flush(); });
+    sums[r] = one.value();
+  }
 }
 
 // Adds w*dz and w*dz*xhat; returns the row's sums of dz and dz*xhat, which may be infinite.
@@ -44,7 +125,15 @@ inline GradSums exact_terms(const T* dy, const T* x, Size k, const Slab<R>& slab
   return {d, d * xhat};
 }
 
-// The same for a row of one weight, in float64 where float32 may have failed.
+template <class T, class R, class Scale>
+inline GradSums exact_row(const T* dy, const T* x, Size width, const Slab<R>& slab, const Scale& scale,
+                          const Epilogue<T>& epilogue) {
+  GradSums sum;
+  for (Size k = 0; k < width; ++k) sum.add(exact_terms(dy, x, k, slab, scale, epilogue));
+  return sum;
+}
+
+// The sums of a row of one weight, in float64 where float32 may have failed.
 template <class T, class R>
 inline GradSums add_uniform_row(const T* dy, const T* x, Size width, const Slab<R>& slab,
                                 const Uniform<R>& scale, const Epilogue<T>& epilogue) {
@@ -52,20 +141,17 @@ inline GradSums add_uniform_row(const T* dy, const T* x, Size width, const Slab<
     return add_weighted_row(dy, x, width, slab, scale.w, way);
   });
   if (*slab.odds == 0 && sum.finite()) return sum;
-  sum = {};
-  for (Size k = 0; k < width; ++k) sum.add(exact_terms(dy, x, k, slab, scale, epilogue));
-  return sum;
+  return exact_row(dy, x, width, slab, scale, epilogue);
 }
 
 // Adds the chains to float64 sums; exact(column) where a chain overflowed or the column is odd.
 template <class R, class Exact>
 inline void flush_chains(Size width, const Slab<R>& slab, double* plain, double* normalized,
                          const Exact& exact) {
-  bool sound = *slab.odds == 0;
-  for (Size k = 0; k < width; ++k) {
-    sound &= (slab.chain1[k] - slab.chain1[k] == 0) & (slab.chain2[k] - slab.chain2[k] == 0);
-  }
-  if (sound) {
+  Size wrong = *slab.odds;
+  for (Size k = 0; k < width; ++k) wrong += !(slab.chain1[k] - slab.chain1[k] == 0);
+  for (Size k = 0; k < width; ++k) wrong += !(slab.chain2[k] - slab.chain2[k] == 0);
+  if (wrong == 0) {
     for (Size k = 0; k < width; ++k) plain[k] += double(slab.chain1[k]);
     for (Size k = 0; k < width; ++k) normalized[k] += double(slab.chain2[k]);
     return;

@@ -168,12 +168,30 @@ class Columns {
     return call_.rstd ? mask_.center(s, {mean, call_.rstd[s]}) : center(s, mean, call_.m2[s]);
   }
   void given(const Place& p, Slab<R>& slab, bool pulled) const {
+    if (cut_.fold * plan_.inner == 1 && !mask_) return given_columns(p, slab, pulled);
     each_group(p, [&](Size s, Size g) {
       Pull pull;
       if (pulled) pull = {call_.s1 ? call_.s1[s] : 0, call_.s2 ? call_.s2[s] : 0};
       set(slab, g, given(s), pull);
     });
     settle(p, slab);
+  }
+
+  // The same where every column is a statistic.
+  void given_columns(const Place& p, Slab<R>& slab, bool pulled) const {
+    Size first = p.batch * plan_.group + p.first;
+    auto copy = [&](const double* from, double* to) {
+      for (Size k = 0; k < p.width; ++k) to[k] = from ? from[first + k] : 0;
+    };
+    copy(call_.mean, slab.mean);
+    if (call_.rstd) {
+      copy(call_.rstd, slab.rstd);
+    } else {
+      rstds(call_.m2 + first, p.width, double(plan_.values), call_.eps, slab.rstd);
+    }
+    copy(pulled ? call_.s1 : nullptr, slab.c1);
+    copy(pulled ? call_.s2 : nullptr, slab.c2);
+    slab.settle(p.width);
   }
 
   // prepare(place, slab), first(place, piece, slab), done(place, slab), second(place, piece, slab), each of

@@ -1,21 +1,9 @@
-// The backward verbs on a dense run: sums of the gradient, and the gradient of the input.
+// The way back on a dense run, and the gradient of the input.
 #pragma once
 
 #include "apply.hpp"
-#include "total.hpp"
 
 namespace evenorm::EVENORM_ISA {
-
-// Sums of w*dz and w*dz*xhat.
-struct GradSums {
-  double plain = 0, normalized = 0;
-
-  void add(const GradSums& other, double scale = 1) {
-    plain += scale * other.plain;
-    normalized += scale * other.normalized;
-  }
-  bool finite() const { return std::fabs(plain) <= 1e300 && std::fabs(normalized) <= 1e300; }
-};
 
 // The way back for a run of at most a chunk.
 template <class T, class Scale, class Back>
@@ -26,84 +14,6 @@ inline auto with_run_way(const T* x, Size n, const Center& center, const Scale& 
     standardize_runs(x, to, n, Several{}, &center, scale, finish, how);
   };
   return with_way(epilogue, scale, n, scratch, loop, back);
-}
-
-// Sums along runs of one center, of dz alone.
-template <class T, class Way>
-EVENORM_LOOP GradSums grad_sums_in(const T* dy, const T* x, Size n, Several several,
-                                   const Center& center, Way way) {
-  using R = Real<T>;
-  Standardize<R> standardize(center);
-  Total<R> plain, normalized;
-  each_link<R>(
-      several.runs, n,
-      [&](Size r, Size i, auto lanes, int chain) {
-        Vec<R> value = load<R>(x + r * several.x + i, lanes);
-        Vec<R> xhat = keep<R>(standardize(value, i, lanes), lanes);
-        Vec<R> d = load<R>(dy + r * several.dy + i, lanes);
-        d = way.at(r * several.dense)(d, xhat, i, lanes);
-        plain.add(chain, d);
-        normalized.add(chain, d, xhat);
-      },
-      [&] { plain.flush(), normalized.flush(); });
-  return {plain.value(), normalized.value()};
-}
-
-template <class T, class Scale>
-inline GradSums exact_grad_sums(const T* dy, const T* x, Size n, const Center& center,
-                                const Scale& scale, const Epilogue<T>& epilogue) {
-  GradSums sum;
-  for (Size i = 0; i < n; ++i) {
-    double xhat = center.xhat(double(scalar(x[i])));
-    double d = epilogue.dz(double(scalar(dy[i])), xhat, scale, i);
-    sum.add({d, d * xhat});
-  }
-  return sum;
-}
-
-// Sums along each run, of w*dz, and on the way dz*xhat and dz of all of them added element by element to `dw` and
-// `db`. A run that float32 cannot hold is left out.
-template <bool kAdd, class T, class Way>
-EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several, const Center* centers,
-                               const Real<T>* w, Real<T>* dw, Real<T>* db, Way way, GradSums* sums) {
-  using R = Real<T>;
-  for (Size r = 0; r < several.runs; ++r, x += several.x, dy += several.dy) {
-    const Center& center = centers[r * several.center];
-    if (!center.narrow()) continue;
-    Standardize<R> standardize(center);
-    Way at = way.at(r * several.dense);
-    Total<R> plain, normalized;
-    each_link<R>(
-        n,
-        [&](Size i, auto lanes, int chain) {
-          Vec<R> xhat = keep<R>(standardize(load<R>(x + i, lanes), i, lanes), lanes);
-          Vec<R> d = at(load<R>(dy + i, lanes), xhat, i, lanes);
-          if constexpr (kAdd) {
-            store<R, R>(dw + i, multiply_add(d, xhat, load<R>(dw + i, lanes)), lanes);
-            store<R, R>(db + i, load<R>(db + i, lanes) + d, lanes);
-          }
-          d *= load<R>(w + i, lanes);
-          plain.add(chain, d);
-          normalized.add(chain, d, xhat);
-        },
-        [&] { plain.flush(), normalized.flush(); });
-    sums[r] = {plain.value(), normalized.value()};
-  }
-}
-
-template <class T, class Scale>
-inline GradSums exact_grad_sums(const T* dy, const T* x, Size n, const Center& center,
-                                const Scale& scale, const Epilogue<T>& epilogue, double* dw,
-                                double* db) {
-  GradSums sum;
-  for (Size i = 0; i < n; ++i) {
-    double xhat = center.xhat(double(scalar(x[i])));
-    double d = epilogue.dz(double(scalar(dy[i])), xhat, scale, i);
-    sum.add({d, d * xhat}, scale.weight(i));
-    if (dw) dw[i] += d * xhat;
-    if (db) db[i] += d;
-  }
-  return sum;
 }
 
 // What is subtracted from w*dz: c1 + xhat*c2.

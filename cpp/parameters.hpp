@@ -16,8 +16,7 @@ class Parameters {
   explicit Parameters(const Call& c) : Parameters(c, c.plan.by_element) {}
 
   Parameters(const Call& c, bool by_element)
-      : plan_(c.plan), by_element_(by_element && (c.weight || c.bias || c.dweight || c.dbias)),
-        single_(!(c.weight || c.bias || c.dweight || c.dbias)),
+      : plan_(c.plan), by_element_(by_element && taken(c)), single_(!taken(c)),
         every_run_(by_element_ && plan_.stretch == plan_.numel && plan_.period == plan_.inner),
         entries_(by_element_ ? plan_.numel / plan_.stretch * plan_.period : plan_.parameters),
         weights_(copies(c, c.weight, c.offset) || (!c.weight && by_element_) ? entries_ : 0),
@@ -49,6 +48,8 @@ class Parameters {
     return plan_.stretch == plan_.numel && plan_.span % plan_.inner == 0 &&
            plan_.group * plan_.inner % (plan_.span * plan_.count) == 0;
   }
+  // Whether entries are the parameters themselves.
+  bool as_they_are() const { return !by_element_ || (plan_.span == 1 && plan_.period == plan_.count); }
   // Whether all rows, where outer is 1, have the same parameters.
   bool same_for_rows() const { return single_ || every_run_; }
 
@@ -81,20 +82,22 @@ class Parameters {
   // Sums of entries into sums of parameters.
   void collect(const double* entries, double* result) const {
     if (!result) return;
-    for (Size k = 0; k < plan_.parameters; ++k) result[k] = 0;
-    if (!by_element_) {
-      for (Size k = 0; k < plan_.parameters; ++k) result[k] = entries[k];
+    if (as_they_are()) {
+      std::memcpy(result, entries, std::size_t(plan_.parameters) * sizeof(double));
       return;
     }
+    for (Size k = 0; k < plan_.parameters; ++k) result[k] = 0;
     each_entry([&](Size entry, Size parameter) { result[parameter] += entries[entry]; });
   }
 
  private:
+  // Sums of the gradient have the same bits whether the parameters' own are wanted or not.
+  static bool taken(const Call& c) { return c.weight || c.bias || c.dweight || c.dbias || c.dy; }
+
   bool copies(const Call& c, const void* source, double offset) const {
     if (!source) return false;
     bool same = c.parameter_dtype == (sizeof(R) == sizeof(float) ? Dtype::float32 : Dtype::float64);
-    bool as_is = !by_element_ || (plan_.span == 1 && plan_.period == plan_.count);
-    return !(same && offset == 0 && as_is);
+    return !(same && offset == 0 && as_they_are());
   }
 
   template <class F>
@@ -113,7 +116,7 @@ class Parameters {
 
   template <class P>
   void fill(const P* source, double offset, R* to) const {
-    if (by_element_ && !(plan_.span == 1 && plan_.period == plan_.count)) {
+    if (!as_they_are()) {
       each_entry([&](Size entry, Size k) { to[entry] = R(offset) + R(scalar(source[k])); });
       return;
     }

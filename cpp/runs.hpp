@@ -119,7 +119,13 @@ class Runs {
   }
 
   void given(Size first, Size count, Center* centers) const {
-    for (Size r = 0; r < count; ++r) centers[r] = given(first + r);
+    if (mask_ || call_.rstd) {
+      for (Size r = 0; r < count; ++r) centers[r] = given(first + r);
+      return;
+    }
+    double rstd[kTile];
+    rstds(call_.m2 + first, count, double(plan_.values), call_.eps, rstd);
+    for (Size r = 0; r < count; ++r) centers[r] = {call_.mean ? call_.mean[first + r] : 0, rstd[r]};
   }
 
   // Calls f(row, several) for rows of a tile that are worked in one call: all of them, if they lie evenly and
@@ -170,7 +176,12 @@ class Runs {
     return s / plan_.group * strides.batch + outer * strides.outer + s % plan_.group * strides.group;
   }
 
-  // Calls f(outer, runs, start, length) for the chunks of a piece.
+  // Of each of `runs` runs from `outer` on, `length` elements from `start` on.
+  struct Portion {
+    Size outer, runs, start, length;
+  };
+
+  // Calls f(part) for the chunks of a piece.
   template <class F>
   void each_chunk(Size piece, F&& f) const {
     const RunCut& cut = plan_.run;
@@ -179,10 +190,10 @@ class Runs {
     for (Size k = piece * cut.chunks_per_piece; k < stop; ++k) {
       if (cut.chunks_per_run > 1) {
         Size start = k % cut.chunks_per_run * cut.length, left = plan_.inner - start;
-        f(k / cut.chunks_per_run, Size{1}, start, left < cut.length ? left : cut.length);
+        f(Portion{k / cut.chunks_per_run, 1, start, left < cut.length ? left : cut.length});
       } else {
         Size outer = k * cut.runs_per_chunk, left = plan_.outer - outer;
-        f(outer, left < cut.runs_per_chunk ? left : cut.runs_per_chunk, Size{0}, plan_.inner);
+        f(Portion{outer, left < cut.runs_per_chunk ? left : cut.runs_per_chunk, 0, plan_.inner});
       }
     }
   }
@@ -214,22 +225,26 @@ class Runs {
   // Calls f(place) for the runs of a piece, or the parts of runs.
   template <class F>
   void each_place(Size s, Size piece, F&& f) const {
+    each_chunk(piece, [&](const Portion& part) { each_place(s, part, f); });
+  }
+
+  template <class F>
+  void each_place(Size s, const Portion& part, F&& f) const {
     bool together = parameters_.same_for_runs();
-    each_chunk(piece, [&](Size outer, Size runs, Size start, Size length) {
-      for (Size r = 0; r < runs; r += together ? runs : 1) {
-        Size x = offset(plan_.x, s, outer + r) + start, dy = offset(plan_.dy, s, outer + r) + start;
-        Size flat = offset(plan_.dense, s, outer + r) + start;
-        if (together) {
-          Several several{runs, plan_.x.outer, plan_.dy.outer, plan_.dense.outer, 0};
-          Window flags = window(s, outer, start, runs, length);
-          f(Place{x, dy, flat, length, parameters_.index(flat), several, flags});
-        } else {
-          parameters_.walk(flat, length, [&](Size at, Size n, Size index) {
-            f(Place{x + at, dy + at, flat + at, n, index, {}, window(s, outer + r, start + at, 1, n)});
-          });
-        }
+    for (Size r = 0; r < part.runs; r += together ? part.runs : 1) {
+      Size outer = part.outer + r, start = part.start, n = part.length;
+      Size x = offset(plan_.x, s, outer) + start, dy = offset(plan_.dy, s, outer) + start;
+      Size flat = offset(plan_.dense, s, outer) + start;
+      if (together) {
+        Several several{part.runs, plan_.x.outer, plan_.dy.outer, plan_.dense.outer, 0};
+        Window flags = window(s, outer, start, part.runs, n);
+        f(Place{x, dy, flat, n, parameters_.index(flat), several, flags});
+      } else {
+        parameters_.walk(flat, n, [&](Size at, Size length, Size index) {
+          f(Place{x + at, dy + at, flat + at, length, index, {}, window(s, outer, start + at, 1, length)});
+        });
       }
-    });
+    }
   }
 
   Window window(Size s, Size outer, Size start, Size runs, Size n) const {
@@ -251,9 +266,9 @@ class Runs {
 
   Moments moments(Size s, Size piece) const {
     Moments sum;
-    each_chunk(piece, [&](Size outer, Size runs, Size start, Size length) {
-      Chunk<T> chunk{x_ + offset(plan_.x, s, outer) + start, plan_.x.outer, runs, length};
-      Window window = this->window(s, outer, start, runs, length);
+    each_chunk(piece, [&](const Portion& p) {
+      Chunk<T> chunk{x_ + offset(plan_.x, s, p.outer) + p.start, plan_.x.outer, p.runs, p.length};
+      Window window = this->window(s, p.outer, p.start, p.runs, p.length);
       bool whole = !mask_ || window.seen() == Seen::all;
       sum.merge(whole ? moments_of(chunk, call_.centered, sum) : valid_moments(chunk, window, sum));
     });

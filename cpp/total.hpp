@@ -8,15 +8,16 @@ namespace evenorm::EVENORM_ISA {
 constexpr int kChains = 4;
 constexpr int kLinks = 32;
 
-template <class R>
+template <class R, int kCount = kChains>
 struct Total {
-  Vec<R> chain[kChains]{};
+  Vec<R> chain[kCount]{};
   Vec<double> low{}, high{};
 
   void add(int which, Vec<R> v) { chain[which] += v; }
   void add(int which, Vec<R> a, Vec<R> b) { chain[which] = multiply_add(a, b, chain[which]); }
   void flush() {
-    Vec<R> sum = (chain[0] + chain[1]) + (chain[2] + chain[3]);
+    Vec<R> sum = chain[0];
+    if constexpr (kCount == 4) sum = (chain[0] + chain[1]) + (chain[2] + chain[3]);
     if constexpr (sizeof(R) == sizeof(float)) {
       low += low_half(sum);
       high += high_half(sum);

@@ -1,0 +1,163 @@
+// Sums of the gradient along dense runs.
+#pragma once
+
+#include "apply.hpp"
+#include "entries.hpp"
+#include "total.hpp"
+
+namespace evenorm::EVENORM_ISA {
+
+// Sums of w*dz and w*dz*xhat.
+struct GradSums {
+  double plain = 0, normalized = 0;
+
+  void add(const GradSums& other, double scale = 1) {
+    plain += scale * other.plain;
+    normalized += scale * other.normalized;
+  }
+  bool finite() const { return std::fabs(plain) <= 1e300 && std::fabs(normalized) <= 1e300; }
+};
+
+// What no sum in float32 is finite with.
+constexpr GradSums kUnsound{INFINITY, INFINITY};
+
+// Sums along runs of one center, of dz alone.
+template <class T, class Way>
+EVENORM_LOOP GradSums grad_sums_in(const T* dy, const T* x, Size n, Several several,
+                                   const Center& center, Way way) {
+  using R = Real<T>;
+  Standardize<R> standardize(center);
+  Total<R> plain, normalized;
+  each_link<R>(
+      several.runs, n,
+      [&](Size r, Size i, auto lanes, int chain) {
+        Vec<R> xhat = standardize(load<R>(x + r * several.x + i, lanes), i, lanes);
+        Vec<R> d = load<R>(dy + r * several.dy + i, lanes);
+        d = keep<R>(way.at(r * several.dense)(d, xhat, i, lanes), lanes);
+        plain.add(chain, d);
+        normalized.add(chain, d, xhat);
+      },
+      [&] { plain.flush(), normalized.flush(); });
+  return {plain.value(), normalized.value()};
+}
+
+// The same of each run for itself, where dz is dy. What float32 cannot hold is unsound.
+template <class T>
+EVENORM_LOOP void grad_sums_of(const T* dy, const T* x, Size n, Several several, const Center* centers,
+                               GradSums* sums) {
+  using R = Real<T>;
+  for (Size r = 0; r < several.runs; ++r, x += several.x, dy += several.dy) {
+    const Center& center = centers[r * several.center];
+    Standardize<R> standardize(center);
+    Total<R> plain, normalized;
+    each_link<R>(
+        n,
+        [&](Size i, auto lanes, int chain) {
+          Vec<R> xhat = standardize(load<R>(x + i, lanes), i, lanes);
+          Vec<R> d = keep<R>(load<R>(dy + i, lanes), lanes);
+          plain.add(chain, d);
+          normalized.add(chain, d, xhat);
+        },
+        [&] { plain.flush(), normalized.flush(); });
+    sums[r] = {plain.value(), normalized.value()};
+    if (!center.narrow()) sums[r] = kUnsound;
+  }
+}
+
+// One row of the sums by element.
+template <class R>
+struct LinkedRow {
+  Standardize<R> standardize;
+  Total<R, 1> plain{}, normalized{};
+
+  explicit LinkedRow(const Center& center) : standardize(center) {}
+
+  // w*dz added to the row's sums, dz*xhat and dz to those of the elements.
+  template <bool kAdd, class T, class Way, class Lanes>
+  void add(const T* dy, const T* x, Size i, Lanes lanes, const Way& way, Vec<R> w, Vec<R>& dw, Vec<R>& db) {
+    Vec<R> xhat = standardize(load<R>(x + i, lanes), i, lanes);
+    Vec<R> d = keep<R>(way(load<R>(dy + i, lanes), xhat, i, lanes), lanes);
+    if constexpr (kAdd) {
+      dw = multiply_add(d, xhat, dw);
+      db += d;
+    }
+    d *= w;
+    plain.add(0, d);
+    normalized.add(0, d, xhat);
+  }
+  void flush() { plain.flush(), normalized.flush(); }
+  GradSums value() const { return {plain.value(), normalized.value()}; }
+};
+
+// Sums along each run, of w*dz, and on the way dz*xhat and dz of all of them added element by element to
+// `chains`, which are padded to whole vectors. Two runs share the way there. A run that float32 cannot hold is left out.
+template <bool kAdd, class T, class Way>
+EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several, const Center* centers,
+                               const Real<T>* w, EntryChains<Real<T>> chains, Way way, GradSums* sums) {
+  using R = Real<T>;
+  R* dw = chains.dw;
+  R* db = chains.db;
+  bool fresh = kAdd && chains.fresh;
+  auto blocks = [&](auto&& vector, auto&& flush) {
+    constexpr Size block = Size{kLanes<R>} * kLinks;
+    Bits<R> kept = Bits<R>{} - (fresh ? 0 : 1);
+    fresh = false;
+    auto held = [&](const R* chain) { return reinterpret_cast<Vec<R>>(read<Bits<R>>(chain) & kept); };
+    for (Size start = 0; start < n; start += block) {
+      each_vector<R>(n - start < block ? n - start : block, [&](Size k, auto lanes) {
+        Size i = start + k;
+        Vec<R> dw_here{}, db_here{};
+        if constexpr (kAdd) dw_here = held(dw + i), db_here = held(db + i);
+        vector(i, lanes, load<R>(w + i, lanes), dw_here, db_here);
+        if constexpr (kAdd) write(dw + i, dw_here), write(db + i, db_here);
+      });
+      flush();
+    }
+  };
+  auto narrow = [&](Size r) { return r < several.runs && centers[r * several.center].narrow(); };
+  for (Size r = 0; r < several.runs; ++r) {
+    if (!narrow(r)) continue;
+    const T* x0 = x + r * several.x;
+    const T* dy0 = dy + r * several.dy;
+    Way way0 = way.at(r * several.dense);
+    LinkedRow<R> one(centers[r * several.center]);
+    if (!narrow(r + 1)) {
+      blocks(
+          [&](Size i, auto lanes, Vec<R> scale, Vec<R>& dw, Vec<R>& db) {
+            one.template add<kAdd>(dy0, x0, i, lanes, way0, scale, dw, db);
+          },
+          [&] { one.flush(); });
+      sums[r] = one.value();
+      continue;
+    }
+    const T* x1 = x0 + several.x;
+    const T* dy1 = dy0 + several.dy;
+    Way way1 = way0.at(several.dense);
+    LinkedRow<R> other(centers[(r + 1) * several.center]);
+    blocks(
+        [&](Size i, auto lanes, Vec<R> scale, Vec<R>& dw, Vec<R>& db) {
+          one.template add<kAdd>(dy0, x0, i, lanes, way0, scale, dw, db);
+          other.template add<kAdd>(dy1, x1, i, lanes, way1, scale, dw, db);
+        },
+        [&] { one.flush(), other.flush(); });
+    sums[r] = one.value();
+    sums[++r] = other.value();
+  }
+  if (!fresh) return;
+  each_vector<R>(n, [&](Size i, auto) { write(dw + i, Vec<R>{}), write(db + i, Vec<R>{}); });
+}
+
+// In float64, one element at a time; put(i, dz*xhat, dz) takes what belongs to an element.
+template <class T, class Scale, class Put>
+inline GradSums exact_grad_sums(const T* dy, const T* x, Size n, const Center& center,
+                                const Scale& scale, const Epilogue<T>& epilogue, const Put& put) {
+  GradSums sum;
+  for (Size i = 0; i < n; ++i) {
+    double xhat = center.xhat(double(scalar(x[i])));
+    double d = epilogue.dz(double(scalar(dy[i])), xhat, scale, i);
+    sum.add({d, d * xhat}, put(i, d * xhat, d));
+  }
+  return sum;
+}
+
+}  // namespace evenorm::EVENORM_ISA
