@@ -101,6 +101,58 @@ EVENORM_LOOP Deviations deviations_in(const Chunk<T>& c, Real<T> center) {
   return {sum.value(), squares.value()};
 }
 
+// The longest row whose sum is one chain, and how many of them are summed side by side.
+template <class R>
+constexpr Size kShortRow = Size{kLinks} * kLanes<R>;
+constexpr int kBeside = 4;
+
+// Calls f(i, lanes) for the vectors of a short row.
+template <class R, class F>
+inline void each_short(Size n, const F& f) {
+  constexpr Size L = kLanes<R>;
+  for (Size i = 0; i + L <= n; i += L) f(i, Full{});
+  if (n < L) {
+    f(0, Part{int(n)});
+  } else if (n % L) {
+    f(n - L, Rest{int(n % L)});
+  }
+}
+
+// Sums of each of a few short rows.
+template <int kRows, class T>
+EVENORM_LOOP void sums_beside(const T* const* x, Size n, double* sums) {
+  using R = Real<T>;
+  Vec<R> sum[kRows]{};
+  each_short<R>(n, [&](Size i, auto lanes) {
+    ahead(x[kRows - 1] + n + kRows * i);
+    for (int r = 0; r < kRows; ++r) sum[r] += load<R>(x[r] + i, lanes);
+  });
+  for (int r = 0; r < kRows; ++r) sums[r] = total(sum[r]);
+}
+
+template <int kRows, class T>
+EVENORM_LOOP void deviations_beside(const T* const* x, Size n, const Real<T>* centers, Deviations* to) {
+  using R = Real<T>;
+  Vec<R> center[kRows], sum[kRows]{}, squares[kRows]{};
+  for (int r = 0; r < kRows; ++r) center[r] = splat<R>(centers[r]);
+  each_short<R>(n, [&](Size i, auto lanes) {
+    for (int r = 0; r < kRows; ++r) {
+      Vec<R> d = keep<R>(load<R>(x[r] + i, lanes) - center[r], lanes);
+      sum[r] += d;
+      squares[r] = multiply_add(d, d, squares[r]);
+    }
+  });
+  for (int r = 0; r < kRows; ++r) to[r] = {total(sum[r]), total(squares[r])};
+}
+
+// Calls f(first, rows), the latter a constant, for `count` rows, several at a time.
+template <class F>
+inline void each_beside(Size count, const F& f) {
+  Size r = 0;
+  for (; r + kBeside <= count; r += kBeside) f(r, std::integral_constant<int, kBeside>{});
+  for (; r < count; ++r) f(r, std::integral_constant<int, 1>{});
+}
+
 template <class T>
 EVENORM_LOOP double squares_in(const Chunk<T>& c) {
   using R = Real<T>;

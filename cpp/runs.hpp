@@ -102,7 +102,9 @@ class Runs {
     double n = double(plan_.values);
     R guess[kTile]{};
     Deviations d[kTile];
-    if (call_.centered) {
+    if (plan_.inner <= kShortRow<R>) {
+      short_deviations(first, count, guess, d);
+    } else if (call_.centered) {
       for (Size r = 0; r < count; ++r) guess[r] = R(sum_in(row(first + r)) / n);
       for (Size r = 0; r < count; ++r) d[r] = deviations_in(row(first + r), guess[r]);
     } else {
@@ -116,6 +118,19 @@ class Runs {
       }
       centers[r] = kept(first + r, m);
     }
+  }
+
+  // Of short rows, around their means or around zero.
+  void short_deviations(Size first, Size count, R* guess, Deviations* to) const {
+    const T* x[kTile];
+    double sums[kTile];
+    Size n = plan_.inner;
+    for (Size r = 0; r < count; ++r) x[r] = row(first + r).x;
+    each_beside(call_.centered ? count : 0,
+                [&](Size r, auto rows) { sums_beside<rows.value>(x + r, n, sums + r); });
+    for (Size r = 0; call_.centered && r < count; ++r) guess[r] = R(sums[r] / double(n));
+    each_beside(count, [&](Size r, auto rows) { deviations_beside<rows.value>(x + r, n, guess + r, to + r); });
+    for (Size r = 0; !call_.centered && r < count; ++r) to[r].sum = 0;
   }
 
   void given(Size first, Size count, Center* centers) const {

@@ -26,7 +26,7 @@ struct Total {
     }
     for (Vec<R>& c : chain) c = Vec<R>{};
   }
-  double value() const { return horizontal<double>(low + high); }
+  double value() const { return horizontal(low + high); }
 };
 
 // Calls f(run, i, lanes, chain) for the vectors of `runs` of n elements, and flush() before a chain has too many

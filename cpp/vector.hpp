@@ -165,12 +165,20 @@ constexpr int kHalves = kLanes<R> / kLanes<double>;
 inline Vec<double> half(Vec<double> v, int) { return v; }
 inline Vec<double> half(Vec<float> v, int which) { return which ? high_half(v) : low_half(v); }
 
-template <class R>
-inline double horizontal(Vec<R> v) {
-  double sum = 0;
-  for (int k = 0; k < kLanes<R>; ++k) sum += double(v[k]);
-  return sum;
+inline double horizontal(Vec<double> v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_pd(v);
+#elif defined(__AVX__)
+  auto sums = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+  return sums[0] + sums[1];
+#else
+  return v[0] + v[1];
+#endif
 }
+
+// The sum of all lanes, in float64.
+inline double total(Vec<double> v) { return horizontal(v); }
+inline double total(Vec<float> v) { return horizontal(low_half(v) + high_half(v)); }
 
 // Calls f(i, lanes) for the vectors of [0, n).
 template <class R, class F>
