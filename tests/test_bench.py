@@ -185,6 +185,12 @@ def test_shares_are_of_reused_memory_beyond_the_cache() -> None:
     assert [share.mean for share in shares] == pytest.approx([0.5, 0.25] * 2)
 
 
+def test_a_gpu_has_one_roof() -> None:
+    row = row_of(1.0, 2.0, memory="cached")
+    del row.timings[STREAM]
+    assert [(share.roof, share.mean) for share in summarize(run_of(row)).shares] == [(COPY, pytest.approx(0.5))]
+
+
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = run_of(row_of(1.0, 2.0), replace(row_of(1.0, 2.0), timings={OURS: Timing(absent="wrong")}))
     run.write(tmp_path / "run.json")

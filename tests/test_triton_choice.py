@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 
 import evenorm
 from evenorm import Affine, Pattern
-from evenorm.bench import suites
+from evenorm.bench import gate, suites
+from evenorm.bench.case import Case, Data
 from evenorm.bench.device import DEVICES
+from evenorm.bench.peers import OURS, build
 from evenorm.cli import app
 from evenorm.kernels import KernelError, Signature, candidates, triton
 from evenorm.kernels.environment import environment
@@ -116,3 +118,37 @@ def test_the_gpus_rows() -> None:
     assert all({"torch", "compile", "evenorm compiled"} <= set(plan.variants) for plan in plans)
     assert max(plan.case.bytes for plan in plans) > 4 * 64e6
     assert {plan.memory for plan in plans} == {suites.CACHED}
+
+
+OFF_PATH = [
+    "RMSNorm · bfloat16, float32 weight",
+    *("LayerNorm2d · float32", "RMSNorm2d · float32", "InstanceNorm2d · float32 cl", "InstanceNorm3d · float32 cl"),
+    *("GroupNorm+silu · bfloat16", "GroupNorm+silu · bfloat16 cl", "GroupNorm+silu · bfloat16 cl 3d"),
+    "BatchNorm2d+add+relu · training · float32",
+]
+
+
+@pytest.mark.parametrize("name", OFF_PATH)
+def test_what_torch_has_no_fast_kernel_for_is_a_row(name: str) -> None:
+    cases = [p.case for suite in suites.SUITES for p in suites.plans(suite, [suites.CACHED], DEVICES["cuda"].peers)]
+    found = {c.title + " cl" * c.channels_last + " 3d" * (c.layer == "GroupNorm" and len(c.shape) == 5) for c in cases}
+    assert name in found
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("", "RMSNorm", (6, 32), "bfloat16", parameters="float32"),
+        Case("", "RMSNorm2d", (3, 8, 4, 4), channels_last=True),
+        Case("", "InstanceNorm3d", (2, 8, 2, 4, 4), channels_last=True),
+        Case("", "GroupNorm", (2, 8, 2, 4, 4), "bfloat16", groups=4, channels_last=True, activation="silu"),
+    ],
+    ids=lambda case: case.title,
+)
+@pytest.mark.parametrize("name", [OURS, "torch"])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_its_rows_are_gated(case: Case, name: str) -> None:
+    data = Data.of(case)
+    verdict = gate.check(case, data, {name: build(name, case, data).outputs()})[name]
+    assert verdict.fault is None
+    assert {"y", "dx", "dweight"} <= verdict.errors.keys()

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 import evenorm
 from evenorm.epilogue import Epilogue, Place
 
-__all__ = ["Case", "Data", "permuted_layer_norm"]
+__all__ = ["Case", "Data"]
 
-# As in networks: 1e-6 is what Llama's RMSNorm takes.
-_RMS_EPS = 1e-6
+# As in networks: what RMSNorm takes in Llama, and LayerNorm over channels in ConvNeXt.
+_EPS = 1e-6
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Case:
     groups: int = 32
     activation: str | None = None
     residual: Place | None = None
+    parameters: str | None = None
+    """The dtype of weight and bias, where it is not what the layer's family has."""
 
     @property
     def elements(self) -> int:
@@ -71,6 +74,9 @@ class Case:
     @property
     def parameter_dtype(self) -> torch.dtype:
         """Batch normalization keeps float32 parameters, as under autocast; the others have the input's dtype."""
+        if self.parameters is not None:
+            dtype: torch.dtype = getattr(torch, self.parameters)
+            return dtype
         return torch.float32 if self.family == "BatchNorm" else self.torch_dtype
 
     @property
@@ -85,7 +91,8 @@ class Case:
         parts = ["+".join([*before, self.layer, *after, *([self.activation] if self.activation else [])])]
         if self.family == "BatchNorm":
             parts.append("training" if self.training else "evaluation")
-        return " · ".join([*parts, self.dtype])
+        weight = f", {self.parameters} weight" if self.parameters is not None else ""
+        return " · ".join([*parts, self.dtype + weight])
 
     @property
     def fuses(self) -> bool:
@@ -106,9 +113,9 @@ class Case:
             options = {"affine": True}
         if self.layer == "GroupNorm":
             return (self.groups, channels), options
-        if self.layer in ("LayerNorm", "RMSNorm"):
-            return (self.shape[-1],), {"eps": _RMS_EPS} if self.layer == "RMSNorm" else {}
-        return (channels,), options
+        if self.family == "RMSNorm":
+            options = {"eps": _EPS}
+        return (self.shape[-1] if self.layer in ("LayerNorm", "RMSNorm") else channels,), options
 
     def ours(self, fused: bool = False) -> nn.Module:
         """Our layer, with the epilogue in it or without."""
@@ -120,24 +127,25 @@ class Case:
     def torchs(self) -> nn.Module:
         """Torch's layer, or what its users write where it has none."""
         arguments, options = self.arguments()
-        if self.layer == "LayerNorm2d":
-            return self._prepared(permuted_layer_norm(*arguments))
+        if self.layer in ("LayerNorm2d", "RMSNorm2d"):
+            # ConvNeXt's eps, which is ours too.
+            return self._prepared(_Permuted(getattr(nn, self.family)(*arguments, eps=_EPS)))
         return self._prepared(getattr(nn, self.layer)(*arguments, **options))
 
     def _prepared(self, layer: nn.Module) -> nn.Module:
         return layer.to(self.parameter_dtype).train(self.training)
 
 
-class _PermutedLayerNorm(nn.LayerNorm):
-    """Channels to the end, LayerNorm, channels back: ConvNeXt's own layer."""
+class _Permuted(nn.Module):
+    """What torch's users write in place of a norm over channels: channels to the end, the norm, channels back."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def permuted_layer_norm(channels: int) -> nn.Module:
-    """What torch's users write in place of LayerNorm2d, with our eps."""
-    return _PermutedLayerNorm(channels, eps=1e-6)
+        y: Tensor = self.norm(input.permute(0, 2, 3, 1))
+        return y.permute(0, 3, 1, 2)
 
 
 @dataclass
@@ -165,7 +173,7 @@ class Data:
 
         def laid(tensor: Tensor) -> Tensor:
             if case.channels_last:
-                tensor = tensor.contiguous(memory_format=torch.channels_last)
+                tensor = tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.dim()])
             return tensor.to(case.torch_dtype)
 
         return cls(

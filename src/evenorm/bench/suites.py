@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import prod
 
 from evenorm.bench.case import Case
 from evenorm.bench.measure import Plan
@@ -50,6 +51,16 @@ _LAYERS: tuple[tuple[str, str, Sequence[tuple[int, ...]]], ...] = (
 # A GPU is given so many times the batch where it is to be filled.
 _FILLING = 8
 
+# Where torch leaves its fast path on a GPU, beside those above.
+_OFF_PATH: tuple[tuple[str, str, tuple[int, ...], str | None, str | None], ...] = (
+    ("Llama", "RMSNorm", (1, 2048, 4096), "float32", None),
+    ("Llama heads", "RMSNorm", (1, 1024, 32, 128), "float32", None),
+    ("ConvNeXt-T", "RMSNorm2d", (16, 96, 56, 56), None, None),
+    ("3D U-Net", "InstanceNorm3d", (2, 32, 32, 64, 64), None, None),
+    ("3D U-Net", "GroupNorm", (2, 64, 16, 64, 64), None, None),
+    ("3D U-Net", "GroupNorm", (2, 64, 16, 64, 64), None, "silu"),
+)
+
 # Activation, and where a residual is added.
 _FUSED: tuple[tuple[str, str, tuple[int, ...], str | None, Place | None], ...] = (
     ("ResNet-50", "BatchNorm2d", (16, 64, 112, 112), "relu", None),
@@ -72,18 +83,16 @@ def plans(suite: str, memory: Sequence[str], against: Sequence[str]) -> Iterator
     Torch's layers are measured everywhere, JAX and onnxruntime in float32 and fresh memory. torch.compile, with
     our layers compiled beside it, takes seconds for each case: training in float32 and fresh memory, where the
     means are taken. Batch normalization's evaluation is measured on ResNet-50's and the MLP's shapes. On a GPU every
-    case has every peer, and large tensors a larger batch.
+    case has every peer, large tensors a larger batch, and cases are added that torch has no fast kernel for.
     """
-    cases = list(_layers() if suite == "layers" else _fused())
-    titles = [case.title for case in cases]
-    cases.sort(key=lambda case: titles.index(case.title))
+    cases = _together(_layers() if suite == "layers" else _fused())
     inner = ("norm alone", "separate") if suite == "fused" else ()
     if FRESH in memory:
         for case in cases:
             yield Plan(suite, case, ("forward", "both"), FRESH, (OURS, *inner, *_peers(case, against)))
     if CACHED in memory:
         compiled = ("evenorm compiled",) if "compile" in against else ()
-        for case in cases:
+        for case in _together([*cases, *_off_path(suite)]):
             shape = case.shape
             if case.elements >= _LARGE:
                 shape = (shape[0] * _FILLING, *shape[1:])
@@ -130,9 +139,24 @@ def _fused() -> Iterator[Case]:
             yield from _formats(Case(network, layer, shape, dtype, activation=activation, residual=residual))
 
 
+def _off_path(suite: str) -> Iterator[Case]:
+    for dtype in ("float32", "bfloat16"):
+        for network, layer, shape, parameters, activation in _OFF_PATH:
+            if parameters != dtype and (activation is not None) == (suite == "fused"):
+                yield from _formats(Case(network, layer, shape, dtype, parameters=parameters, activation=activation))
+
+
+def _together(cases: Iterable[Case]) -> list[Case]:
+    """Cases of one title next to each other, in the order in which titles come."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.title, []).append(case)
+    return [case for group in groups.values() for case in group]
+
+
 def _formats(case: Case) -> Iterator[Case]:
     yield case
-    has_pixels = case.layer.endswith("2d") or case.layer == "GroupNorm"
+    has_pixels = case.layer.endswith(("2d", "3d")) or case.layer == "GroupNorm"
     # One channel or one pixel lies the same way in both.
-    if has_pixels and case.shape[1] > 1 and case.shape[2] * case.shape[3] > 1:
+    if has_pixels and case.shape[1] > 1 and prod(case.shape[2:]) > 1:
         yield replace(case, channels_last=True)

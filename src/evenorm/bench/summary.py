@@ -60,7 +60,7 @@ class Summary:
     means: dict[Key, dict[str, Mean]]
     """By what the rows share; then by peer."""
     shares: list[Share]
-    """In reused memory, of tensors that the last-level cache does not hold."""
+    """In memory that is mapped already, of tensors that the last-level cache does not hold."""
     slower: list[Row]
     worst: list[Row]
     wrong: list[Row]
@@ -109,12 +109,14 @@ def _shares(rows: Iterable[Row]) -> list[Share]:
     """The shares of one sweep and of two, forward and backward."""
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
-        if row.suite == "layers" and row.memory == "reused" and not row.cached and row.share_of(COPY) is not None:
+        if row.suite == "layers" and row.memory != "fresh" and not row.cached and row.share_of(COPY) is not None:
             groups.setdefault((row.sweeps, row.direction), []).append(row)
     return [
         _share(group, direction, sweeps, roof)
         for (sweeps, direction), group in sorted(groups.items(), key=lambda item: item[0][0])
         for roof in (COPY, STREAM)
+        # A GPU has one roof.
+        if group[0].share_of(roof) is not None
     ]
 
 

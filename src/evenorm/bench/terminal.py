@@ -107,7 +107,7 @@ def closing(run: Run, summary: Summary) -> RenderableType:
     parts: list[RenderableType] = [*_means(summary)]
     if summary.shares:
         parts.append(
-            Text("\nReused memory beyond the cache: share of a roof, geometric mean (worst row)", style="bold")
+            Text("\nMapped memory beyond the cache: share of a roof, geometric mean (worst row)", style="bold")
         )
     parts += [
         Text(
