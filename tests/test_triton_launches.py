@@ -1,0 +1,109 @@
+"""What a call launches: decided by its signature alone, so that the host waits for nothing and CUDA graphs hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+import evenorm
+from evenorm import kernels
+from evenorm.kernels import triton
+from evenorm.kernels.triton.call import Call
+from evenorm.kernels.triton.prepared import Launch, prepared
+from evenorm.layers.layer import Layer
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of kernels, none of which runs: on the meta device there is no value that the host could ask for."""
+    names: list[str] = []
+
+    def note(self: Call, launch: Launch, *operands: object, **constants: object) -> None:
+        names.append(launch.kernel)
+
+    monkeypatch.setattr(triton, "declines", lambda *_: None)
+    monkeypatch.setattr(Call, "_launch", note)
+    kernels._choose.cache_clear()
+    yield names
+    kernels._choose.cache_clear()
+
+
+LAYERS: list[tuple[Callable[..., Layer], tuple[int, ...], tuple[str, ...], tuple[str, ...]]] = [
+    # One launch each way, where a program holds a statistic.
+    (lambda: evenorm.LayerNorm(768), (8, 197, 768), ("forward",), ("gradient",)),
+    (lambda: evenorm.RMSNorm(4096, activation="silu"), (2, 1, 4096), ("forward",), ("gradient",)),
+    (lambda: evenorm.LayerNorm2d(96), (2, 96, 14, 14), ("forward",), ("gradient",)),
+    (lambda: evenorm.GroupNorm(32, 256, activation="silu"), (2, 256, 8, 8), ("forward",), ("gradient",)),
+    # Parameters of a long row are summed by programs of their own.
+    (lambda: evenorm.LayerNorm(20_000), (8, 20_000), ("forward",), ("gradient", "grad_parameters")),
+    # Large statistics are cut in pieces, and their sums wait for all of them.
+    (
+        lambda: evenorm.BatchNorm2d(64, activation="relu"),
+        (32, 64, 56, 56),
+        ("forward", "merge", "apply"),
+        ("gradient", "grad_input"),
+    ),
+    (
+        lambda: evenorm.BatchNorm2d(64, momentum=None),
+        (32, 64, 56, 56),
+        ("forward", "merge", "apply"),
+        ("gradient", "grad_input"),
+    ),
+    # What comes from more than this batch goes verb by verb.
+    (
+        lambda: evenorm.BatchNorm2d(64, statistics=evenorm.Renorm()),
+        (2, 64, 7, 7),
+        ("forward", "apply"),
+        ("gradient", "grad_input"),
+    ),
+]
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize(("make", "shape", "forward", "backward"), LAYERS)
+def test_a_training_step(
+    make: Callable[..., Layer],
+    shape: tuple[int, ...],
+    forward: tuple[str, ...],
+    backward: tuple[str, ...],
+    masked: bool,
+    launched: list[str],
+) -> None:
+    layer = make().to("meta")
+    layer.kernel = "triton"
+    x = torch.empty(shape, device="meta", requires_grad=True)
+    options = {}
+    if masked:
+        features = {shape.index(n) for n in (layer.weight.shape if layer.weight is not None else ())}
+        hidden = [1 if axis in features else n for axis, n in enumerate(shape)]
+        options["mask"] = torch.empty(hidden, dtype=torch.bool, device="meta")
+    y = layer(x, **options)
+    assert tuple(launched) == forward
+    launched.clear()
+    y.backward(torch.empty_like(y))
+    assert tuple(launched) == backward
+    assert x.grad is not None
+    assert x.grad.stride() == x.stride()
+
+
+def test_evaluation_is_one_launch(launched: list[str]) -> None:
+    layer = evenorm.BatchNorm2d(64, activation="relu").to("meta").eval()
+    layer.kernel = "triton"
+    x, residual = (torch.empty(32, 64, 56, 56, device="meta") for _ in range(2))
+    with torch.no_grad():
+        layer(x, residual=residual)
+    assert launched == ["apply"]
+
+
+@pytest.mark.usefixtures("launched")
+def test_a_signature_is_prepared_once() -> None:
+    layer = evenorm.GroupNorm(4, 64, activation="silu").to("meta")
+    layer.kernel = "triton"
+    misses = []
+    for _ in range(3):
+        x = torch.empty(2, 64, 9, 11, device="meta", requires_grad=True)
+        layer(x).sum().backward()
+        misses.append(prepared.cache_info().misses)
+    assert len(set(misses)) == 1
