@@ -31,6 +31,7 @@ EVENORM_LOOP GradSums grad_sums_in(const T* dy, const T* x, Size n, Several seve
   each_link<R>(
       several.runs, n,
       [&](Size r, Size i, auto lanes, int chain) {
+        if (chain == 0) ahead(x + r * several.x + i), ahead(dy + r * several.dy + i);
         Vec<R> xhat = standardize(load<R>(x + r * several.x + i, lanes), i, lanes);
         Vec<R> d = load<R>(dy + r * several.dy + i, lanes);
         d = keep<R>(way.at(r * several.dense)(d, xhat, i, lanes), lanes);
@@ -53,6 +54,7 @@ EVENORM_LOOP void grad_sums_of(const T* dy, const T* x, Size n, Several several,
     each_link<R>(
         n,
         [&](Size i, auto lanes, int chain) {
+          if (chain == 0) ahead(x + i), ahead(dy + i);
           Vec<R> xhat = standardize(load<R>(x + i, lanes), i, lanes);
           Vec<R> d = keep<R>(load<R>(dy + i, lanes), lanes);
           plain.add(chain, d);

@@ -73,6 +73,7 @@ EVENORM_LOOP double sum_in(const Chunk<T>& c) {
   each_link<R>(
       c.runs, c.length,
       [&](Size r, Size i, auto lanes, int chain) {
+        if (chain == 0) ahead(c.x + r * c.pitch + i);
         sum.add(chain, load<R>(c.x + r * c.pitch + i, lanes));
       },
       [&] { sum.flush(); });
@@ -160,6 +161,7 @@ EVENORM_LOOP double squares_in(const Chunk<T>& c) {
   each_link<R>(
       c.runs, c.length,
       [&](Size r, Size i, auto lanes, int chain) {
+        if (chain == 0) ahead(c.x + r * c.pitch + i);
         Vec<R> v = load<R>(c.x + r * c.pitch + i, lanes);
         squares.add(chain, v, v);
       },

@@ -167,13 +167,16 @@ inline Vec<double> half(Vec<float> v, int which) { return which ? high_half(v) :
 
 inline double horizontal(Vec<double> v) {
 #if defined(__AVX512F__)
-  return _mm512_reduce_add_pd(v);
-#elif defined(__AVX__)
-  auto sums = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
-  return sums[0] + sums[1];
+  auto four = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
 #else
-  return v[0] + v[1];
+  auto four = v;
 #endif
+#if defined(__AVX__)
+  auto two = __builtin_shufflevector(four, four, 0, 1) + __builtin_shufflevector(four, four, 2, 3);
+#else
+  auto two = four;
+#endif
+  return two[0] + two[1];
 }
 
 // The sum of all lanes, in float64.
