@@ -1,6 +1,7 @@
 """Compiles the kernels of some calls for a GPU that need not be there, down to its machine code.
 
-One line of JSON for each kernel: what its programs take of the GPU, and how many loads are of two bytes each.
+One line of JSON for each kernel: what its programs take of the GPU, how many loads are of two bytes each, and how many
+instructions leave open in which order programs add.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def compile_all(calls: list[dict[str, Any]], capability: int) -> None:
 
     def compile_only(kernel: str, programs: int, operands: tuple[Any, ...], constants: dict[str, Any]) -> None:
         made = device.KERNELS[kernel].warmup(*operands, grid=(programs,), **constants)
-        narrow = made.asm["ptx"].count("ld.global.b16 ")
-        found = {"kernel": kernel, "programs": programs, "narrow": narrow, **resources(made.asm["cubin"])}
+        code = made.asm["ptx"]
+        counted = {"narrow": code.count("ld.global.b16 "), "atomic": len(re.findall(r"\b(?:atom|red)\.", code))}
+        found = {"kernel": kernel, "programs": programs, **counted, **resources(made.asm["cubin"])}
         sys.stdout.write(f"{json.dumps(found)}\n")
 
     device.start = compile_only

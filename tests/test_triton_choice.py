@@ -70,6 +70,18 @@ def test_without_triton_it_declines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "triton" not in environment()["kernels"]
 
 
+@pytest.mark.usefixtures("compiled")
+def test_what_it_runs_on_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.metadata, "version", lambda name: "9.9" if name == "triton" else "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert triton.state() == "9.9, no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    assert triton.state() == "9.9, NVIDIA H200"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert triton.state() == "9.9, interpreted"
+
+
 def test_the_choice_does_not_depend_on_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for rows in (1, 2, 5000):

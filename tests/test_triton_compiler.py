@@ -1,4 +1,4 @@
-"""The kernels compiled for GPUs that need not be there: nothing spilled, wide loads."""
+"""The kernels compiled for GPUs that need not be there: nothing spilled, wide loads, no order left open."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def test_hopper(name: str) -> None:
     for found in kernels:
         assert found["stack"] <= 160, found
         assert found["narrow"] == 0, found
+        assert found["atomic"] == 0, found
 
 
 @pytest.mark.parametrize("capability", [80, 100])
