@@ -14,7 +14,7 @@ from evenorm.epilogue import ACTIVATIONS
 from evenorm.kernels import Finish, eager, triton
 from evenorm.kernels.triton import tile
 from evenorm.kernels.triton.call import Call
-from gpu import GPU, poison, shortly, shrink, there
+from gpu import DEVICE, GPU, poison, shortly, shrink, there
 
 pytestmark = GPU
 
@@ -310,4 +310,30 @@ def test_compiled() -> None:
         y = call(leaf)
         found.append((y.detach(), *torch.autograd.grad(y, (leaf, layer.weight), dy)))
     for mine, theirs in zip(*found, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU; test_triton_launches.py sees that no value is read back")
+def test_a_cuda_graph_holds_a_step() -> None:
+    layer = evenorm.BatchNorm2d(4, activation="relu").to(DEVICE)
+    x = torch.randn(3, 4, 5, 7, device=DEVICE, requires_grad=True)
+    dy, other = torch.randn_like(x), torch.randn_like(x)
+
+    def step() -> tuple[Tensor, ...]:
+        y = layer(x)
+        return y, *torch.autograd.grad(y, (x, layer.weight, layer.bias), dy)
+
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        # The first call compiles, which a graph cannot hold.
+        step()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        held = step()
+    with torch.no_grad():
+        x.copy_(other)
+    graph.replay()
+    for mine, theirs in zip(held, step(), strict=True):
         assert torch.equal(mine, theirs)
