@@ -92,7 +92,8 @@ struct LinkedRow {
 };
 
 // Sums along each run, of w*dz, and on the way dz*xhat and dz of all of them added element by element to
-// `chains`, which are padded to whole vectors. Two runs share the way there. A run that float32 cannot hold is left out.
+// `chains`, which are padded to whole vectors. Two runs share the way there. A run that float32 cannot hold is left
+// out.
 template <bool kAdd, class T, class Way>
 EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several, const Center* centers,
                                const Real<T>* w, EntryChains<Real<T>> chains, Way way, GradSums* sums) {

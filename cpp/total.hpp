@@ -1,4 +1,4 @@
-// Sums of many vectors: four chains of some 32 additions in R, flushed into float64.
+// Sums of many vectors: chains of some 32 additions in R, flushed into float64.
 #pragma once
 
 #include "vector.hpp"
