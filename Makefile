@@ -20,13 +20,14 @@ SITE := index getting-started choosing patterns statistics traps migrating backw
 # An extension that watches its loads and stores, and what runs on it.
 SANITIZED := build/sanitize
 SANITIZED_TESTS ?= tests/test_cpu_instruction_sets.py tests/test_cpu_masks.py tests/test_cpu_processes.py \
-	tests/test_epilogue.py tests/test_determinism.py tests/test_modes.py
+	tests/test_epilogue.py tests/test_determinism.py tests/test_modes.py tests/test_straight.py \
+	tests/test_straight_residual.py
 # Triton asks once whether it is to interpret, so these run by themselves.
 GPU_TESTS := $(wildcard tests/test_triton*.py)
 FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*.json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench readme-figures docs screenshots wheel wheel-test test test-all check clean clinic
+.PHONY: help demo bench readme-figures docs screenshots wheel wheel-test clinic test test-all sanitize check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
