@@ -37,7 +37,9 @@ class RunGradient : public EntryGradient<T> {
   }
 
  private:
-  static constexpr Size kRuns = 512;  // of one parameter each, that are worked together
+  // Runs of one parameter each that are worked together: four chunks hold no more, since shorter ones are taken by
+  // element.
+  static constexpr Size kRuns = 512;
 
   // One parameter for long parts of runs: each part's sums have a slot, and parameters collect their slots. Where
   // a statistic has but one parameter, each piece has a slot.
