@@ -72,7 +72,7 @@ def test_without_triton_it_declines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("compiled")
 def test_what_it_runs_on_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton.metadata, "version", lambda name: "9.9" if name == "triton" else "")
+    monkeypatch.setattr("evenorm.kernels.triton.metadata.version", lambda name: "9.9" if name == "triton" else "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert triton.state() == "9.9, no GPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
