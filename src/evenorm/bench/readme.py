@@ -30,7 +30,8 @@ def insert(run: Run, file: Path) -> None:
 
 def figures(run: Run) -> str:
     """The geometric means as tables, with the machine and the command that measured them."""
-    summary, lines = summarize(run), []
+    summary = summarize(run)
+    lines = ["Geometric means of the time of what heads a column over evenorm's: above 1 evenorm is faster.", ""]
     for suite, names, groups in summary.tables():
         lines += [f"| {suite}{above(suite)} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
         for (kind, dtype, direction, memory), means in groups.items():
@@ -45,8 +46,8 @@ def figures(run: Run) -> str:
     ]
     compared = [row for row in run.rows if row.ratio("torch") is not None]
     lines.append(
-        f"- {len(summary.slower)} of {len(compared)} rows are slower than torch eager, {len(summary.wrong)} were wrong "
-        f"and have no speed."
+        f"- {len(summary.slower)} of {len(compared)} rows are slower than torch eager by more than 10 % or 3 µs, "
+        f"{len(summary.wrong)} were wrong and have no speed."
     )
     lines += ["", f"`{run.command}`, {run.date}, on {line(run.machine)}.", ""]
     return "\n".join(lines)
