@@ -41,6 +41,15 @@ PLACES: dict[str, tuple[str, str, tuple[int, ...], tuple[int, ...] | None]] = {
     "scaled per sample": ("n [c] l", "n c", (2, 9, 70), None),
     "one by one": ("n [c] l", "l", (3, 40, 7), None),
 }
+# The same in sizes that go another way.
+MORE: dict[str, tuple[str, str, tuple[int, ...], tuple[int, ...] | None]] = {
+    "many runs": ("[n] c [l]", "c", (2, 300, 70), None),
+    "runs of columns": ("[n] c [l]", "c", (9, 30, 20), None),
+    "many rows": ("... [d]", "d", (40, 100), None),
+    "rows of several pieces": ("... [d]", "d", (2, 70_001), None),
+    "many groups": ("n (g=2 [c]) [l]", "g c", (40, 6, 67), None),
+}
+ALL = {**PLACES, **MORE}
 
 
 @pytest.fixture(params=_cpu.isas())
@@ -80,7 +89,7 @@ def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype, terms: int,
 
 def operands(place: str, dtype: torch.dtype) -> tuple[Pattern, Affine, dict[str, Tensor]]:
     """Input, gradient and residual in the dtype, weight and bias in float32."""
-    text, axes, shape, order = PLACES[place]
+    text, axes, shape, order = ALL[place]
     pattern, affine = Pattern.parse(text), Affine(axes)
     sizes = pattern.bind(shape).sizes(affine.axes)
     tensors = {name: laid(torch.randn(shape) + 0.3, order).to(dtype) for name in ("x", "dy", "residual")}
@@ -131,7 +140,7 @@ def check(pattern: Pattern, x: Tensor, dy: Tensor, finish: Finish, by_output: bo
             assert found_z is None
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", ALL)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_layout(isa: str, dtype: torch.dtype, place: str) -> None:
     """Bare; by the gate, with and without a residual; by slopes; rounded before the scale."""
@@ -218,6 +227,43 @@ def test_denormal_input(isa: str, place: str) -> None:
     expected, *_ = eager.forward(x.double(), pattern, True, 1e-5, Finish(affine, Epilogue()))
     assert expected.abs().max() > 1e-38
     assert (y.double() - expected).abs().max() <= 2e-7 * expected.abs().max()
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+@pytest.mark.parametrize("place", ALL)
+def test_sums_that_float32_cannot_hold(isa: str, place: str, activation: str) -> None:
+    """A chain of such gradients overflows, and is added again in float64."""
+    pattern, affine, given = operands(place, torch.float32)
+    x, dy, _ = (given.pop(name) for name in ("x", "dy", "residual"))
+    dy = 1e38 * (0.5 + dy.abs() / dy.abs().max() / 2)
+    finish = Finish(affine, Epilogue(activation), **given)
+    mean, m2 = eager.moments(x.double(), pattern, True)
+    rstd = (m2 / pattern.bind(x.shape).count + 1e-5).rsqrt()
+    exact = eager.grad_sums(dy.double(), x.double(), pattern, mean, rstd, wide(finish))
+    _, *parameters, _ = cpu.backward(dy, x, pattern, True, 1e-5, mean, m2, finish)
+    found = (*cpu.grad_sums(dy, x, pattern, mean, rstd, finish), *parameters)
+    for sums, expected in zip(found, (*exact, *exact[2:]), strict=True):
+        assert expected.abs().max() > 1e38
+        assert (sums - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("operand", ["x", "dy"])
+@pytest.mark.parametrize("place", ALL)
+def test_results_may_take_an_operand_s_place(
+    isa: str, place: str, operand: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern, affine, given = operands(place, torch.bfloat16)
+    x, dy, _ = (given.pop(name) for name in ("x", "dy", "residual"))
+    finish = Finish(affine, Epilogue("silu"), **given)
+    y, mean, m2 = cpu.forward(x, pattern, True, 1e-5, finish)
+    expected = cpu.backward(dy, x, pattern, True, 1e-5, mean, m2, finish)
+    monkeypatch.setattr(cpu._Call, "new_output", lambda call: getattr(call, operand if call.dy is not None else "x"))
+    written = x.clone()
+    assert torch.equal(cpu.forward(written, pattern, True, 1e-5, finish)[0], y)
+    assert torch.equal(written, y)
+    found = cpu.backward(dy.clone(), x.clone(), pattern, True, 1e-5, mean, m2, finish)
+    for one, other in zip(found[:3], expected[:3], strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_mask_goes_with_its_plan() -> None:
