@@ -213,6 +213,8 @@ MaskStrides strides_of(const MaskLevels& levels) {
 
 NB_MODULE(_cpu, m) {
   using Free = nb::call_guard<nb::gil_scoped_release>;
+  // A graph of autograd that outlives the interpreter holds its kernels, which is no fault of anyone's.
+  nb::set_leak_warnings(false);
   m.doc() = "Fused normalization kernels on raw pointers; a pointer of 0 is an absent operand.";
 
   auto codes = [](std::initializer_list<const char*> names) {

@@ -193,14 +193,6 @@ inline void store(T* p, Vec<R> v, Part lanes) {
   for (int k = 0; k < lanes.count; ++k) p[k] = padded[k];
 }
 
-// What is there of the other lanes is written again.
-template <class T, class R>
-inline void store(T* p, Vec<R> v, Rest lanes) {
-  static_assert(std::is_same_v<R, T>);
-  auto others = keep<R>(read<Vec<R>>(p), Part{kLanes<R> - lanes.count});
-  write(p, reinterpret_cast<Bits<R>>(keep<R>(v, lanes)) | reinterpret_cast<Bits<R>>(others));
-}
-
 // Where there is such a store; `p` is a multiple of the vector.
 template <class T, class R>
 inline void store(T* p, Vec<R> v, Streamed) {

@@ -66,7 +66,7 @@ class Runs {
   // Step by step over several short rows, so that one row's long chains of operations hide behind another's.
   static constexpr Size kTile = 32;
   static Size tile_of(Size length) {
-    Size rows = 4096 / length;
+    Size rows = kChunk / length;
     return rows < 1 ? 1 : rows > kTile ? kTile : rows;
   }
 

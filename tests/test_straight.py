@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -211,3 +213,14 @@ def test_without_the_extension_calls_go_the_whole_way(monkeypatch: pytest.Monkey
     torch.testing.assert_close(layer(x), torch.nn.functional.layer_norm(x, (6,)))
     assert not taken
     kernels._choose.cache_clear()
+
+
+def test_a_graph_that_outlives_its_program_is_no_news() -> None:
+    program = """
+import torch, evenorm
+layer = evenorm.LayerNorm(8)
+x = torch.randn(4, 8, requires_grad=True)
+kept = [layer(x) for _ in range(3)]
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout + done.stderr == ""
