@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +15,21 @@ from evenorm.operator.settings import Settings
 if TYPE_CHECKING:
     from evenorm.operator.straight import Straight
 
-__all__ = ["record"]
+__all__ = ["Gradients", "Operands", "record"]
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 """Of x, weight, bias and residual."""
+
+
+class Operands(NamedTuple):
+    """What the way back of a call reads beside the gradient: of residual and output one at most."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    output: Tensor | None
+    statistics: Tensor
 
 
 class _Recorded(torch.autograd.Function):
@@ -47,14 +58,14 @@ class _Recorded(torch.autograd.Function):
         x, weight, bias, other, statistics = ctx.saved_tensors
         residual, output = (None, other) if way.by_output else (other, None)
         needs = ctx.needs_input_grad
-        operands = (dy, x, weight, bias, residual, output, statistics)
+        operands = Operands(x, weight, bias, residual, output, statistics)
         found: Gradients
         if torch.is_grad_enabled() or kernels.must_compose(dy, x, weight) is not None:
-            found = _differentiable(way, *operands, needs[:4])
+            found = _differentiable(way, dy, operands, needs[:4])
         elif needs[0] or needs[3]:
-            found = way.backward(*operands)
+            found = way.backward(dy, operands)
         else:
-            found = _of_parameters(way, *operands)
+            found = _of_parameters(way, dy, operands)
         dx, d_weight, d_bias, d_residual = found
         return (
             dx if needs[0] else None,
@@ -70,20 +81,11 @@ record: Any = super(torch.autograd.Function, _Recorded).apply
 """``_Recorded.apply`` without its care for transforms of torch.func, under which no call goes straight."""
 
 
-def _of_parameters(
-    way: Straight,
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    output: Tensor | None,
-    statistics: Tensor,
-) -> Gradients:
+def _of_parameters(way: Straight, dy: Tensor, operands: Operands) -> Gradients:
     """The gradients of weight and bias alone."""
-    settings, (mean, spread) = way.settings, statistics
+    x, weight, bias, residual, output, (mean, spread) = operands
     found = kernels.backward(
-        *(cpu, dy, x, way.pattern, settings.centered, settings.eps, mean, way.variance_or_m2(spread)),
+        *(cpu, dy, x, way.pattern, way.settings.centered, way.settings.eps, mean, way.variance_or_m2(spread)),
         Finish(way.affine, way.epilogue, weight, bias, residual, output),
         given=way.kind == "given",
         needs_input=False,
@@ -95,27 +97,17 @@ def _of_parameters(
     return None, d_weight, d_bias, None
 
 
-def _differentiable(
-    way: Straight,
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    output: Tensor | None,
-    statistics: Tensor,
-    wanted: tuple[bool, ...],
-) -> Gradients:
+def _differentiable(way: Straight, dy: Tensor, operands: Operands, wanted: tuple[bool, ...]) -> Gradients:
     """The gradients as a graph of torch's own operations."""
     given: tuple[Tensor | None, Tensor | None] = (None, None)
     if way.kind == "given":
-        mean, rstd = statistics
+        mean, rstd = operands.statistics
         given = (mean, way.variance_or_m2(rstd))
 
     def function(x: Tensor, weight: Any, bias: Any, residual: Any, settings: Settings) -> Tensor:
         return normalized(x, weight, bias, *given, residual, None, settings)[0]
 
     with torch.enable_grad():
-        found = gradients(function, dy, (x, weight, bias, residual), output, None, wanted, way.settings)
+        found = gradients(function, dy, operands[:4], operands.output, None, wanted, way.settings)
     dx, d_weight, d_bias, d_residual = found
     return dx, d_weight, d_bias, d_residual

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evenorm import kernels
 from evenorm.kernels import cpu
-from evenorm.operator.recorded import record
+from evenorm.operator.recorded import Gradients, Operands, record
 from evenorm.operator.settings import Settings
 from evenorm.recipe import Recipe
 from evenorm.statistics import Cumulative, History, Running
@@ -154,17 +154,9 @@ class Straight:
         self.native.forward(x.data_ptr(), y.data_ptr(), *_places(statistics), *operands)
         return y, statistics
 
-    def backward(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        output: Tensor | None,
-        statistics: Tensor,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def backward(self, dy: Tensor, operands: Operands) -> Gradients:
         """The gradients of x, weight and bias, and of a residual behind an activation."""
+        x, weight, bias, residual, output, statistics = operands
         native = self._backward_native(dy, x)
         if native is None:
             dy = torch.empty_like(x).copy_(dy)

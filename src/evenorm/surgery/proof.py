@@ -51,11 +51,14 @@ class Proof:
         >>> Proof(1.43, 5678.0).figures
         '1.4 of 5,678'
         """
-        return " of ".join(f"{value:.2g}" if value < 100 else f"{value:,.0f}" for value in (self.error, self.bound))
+        return f"{_short(self.error)} of {_short(self.bound)}"
 
     def __str__(self) -> str:
-        error, _, bound = self.figures.partition(" of ")
-        return f"{error} eps·max|y|, where rounding explains {bound}"
+        return f"{_short(self.error)} eps·max|y|, where rounding explains {_short(self.bound)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
