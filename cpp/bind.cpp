@@ -169,6 +169,7 @@ class Kernel {
 
  private:
   static Pointer address(const double* p) { return reinterpret_cast<Pointer>(p); }
+
   Call masked(Pointer mask) const {
     if (plan_.masked != (mask != 0)) {
       throw nb::value_error("mask: expected one for a plan that was made with its strides, and none for another");

@@ -128,7 +128,7 @@ EVENORM_LOOP void sums_beside(const T* const* x, Size n, double* sums) {
     ahead(x[kRows - 1] + n + kRows * i);
     for (int r = 0; r < kRows; ++r) sum[r] += load<R>(x[r] + i, lanes);
   });
-  for (int r = 0; r < kRows; ++r) sums[r] = total(sum[r]);
+  for (int r = 0; r < kRows; ++r) sums[r] = horizontal(sum[r]);
 }
 
 template <int kRows, class T>
@@ -143,7 +143,7 @@ EVENORM_LOOP void deviations_beside(const T* const* x, Size n, const Real<T>* ce
       squares[r] = multiply_add(d, d, squares[r]);
     }
   });
-  for (int r = 0; r < kRows; ++r) to[r] = {total(sum[r]), total(squares[r])};
+  for (int r = 0; r < kRows; ++r) to[r] = {horizontal(sum[r]), horizontal(squares[r])};
 }
 
 // Calls f(first, rows), the latter a constant, for `count` rows, several at a time.

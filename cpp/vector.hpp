@@ -165,6 +165,7 @@ constexpr int kHalves = kLanes<R> / kLanes<double>;
 inline Vec<double> half(Vec<double> v, int) { return v; }
 inline Vec<double> half(Vec<float> v, int which) { return which ? high_half(v) : low_half(v); }
 
+// The sum of all lanes, in float64.
 inline double horizontal(Vec<double> v) {
 #if defined(__AVX512F__)
   auto four = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
@@ -179,9 +180,7 @@ inline double horizontal(Vec<double> v) {
   return two[0] + two[1];
 }
 
-// The sum of all lanes, in float64.
-inline double total(Vec<double> v) { return horizontal(v); }
-inline double total(Vec<float> v) { return horizontal(low_half(v) + high_half(v)); }
+inline double horizontal(Vec<float> v) { return horizontal(low_half(v) + high_half(v)); }
 
 // Calls f(i, lanes) for the vectors of [0, n).
 template <class R, class F>
