@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,31 +11,10 @@ from evenorm import Affine, Epilogue, Pattern
 from evenorm.epilogue import ACTIVATIONS
 from evenorm.kernels import Finish, eager, triton
 from evenorm.kernels.triton.call import Call
-from gpu import GPU, poison, shortly, shrink, there
+from gpu import DEVICE, GPU, poison, shortly, shrink, there
+from gpu_setting import EPS, Setting, assert_near, assert_verbs, tensors
 
 pytestmark = GPU
-
-EPS = 1e-5
-
-
-class Setting(NamedTuple):
-    """A pattern, its affine, and a small shape."""
-
-    pattern: str
-    affine: str
-    shape: tuple[int, ...]
-
-    @property
-    def parsed(self) -> Pattern:
-        return Pattern.parse(self.pattern)
-
-    def finish(self, activation: str = "identity", residual: bool = False, **options: Any) -> Finish:
-        axes = Affine(self.affine, **options)
-        size = self.parsed.bind(self.shape).sizes(axes.axes)
-        weight, bias = (there(torch.randn(size) + 0.5) for _ in range(2))
-        beside = there(torch.randn(self.shape)) if residual else None
-        return Finish(axes, Epilogue(activation, 0.2), weight, bias, beside)
-
 
 SETTINGS = {
     "batch": Setting("[n] c [...]", "c", (3, 4, 5)),
@@ -49,57 +26,6 @@ SETTINGS = {
 ALL = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 
 
-def assert_near(found: Any, expected: Any, what: str) -> None:
-    """Within some float32 roundings of the largest value, of sums of at most 60."""
-    if expected is None:
-        assert found is None, what
-        return
-    wide = expected.double()
-    bound = 64 * torch.finfo(torch.float32).eps * wide.abs().max()
-    assert ((found.double() - wide).abs() <= bound).all(), f"{what}: {(found.double() - wide).abs().max()} > {bound}"
-
-
-def assert_verbs(setting: Setting, finish: Finish, mask: Tensor | None, x: Tensor, dy: Tensor) -> None:
-    """All verbs and both pairs."""
-    pattern = setting.parsed
-    mean, m2 = eager.moments(x, pattern, True, mask)
-    for mine, theirs in zip(triton.moments(x, pattern, True, mask), (mean, m2), strict=True):
-        assert_near(mine, theirs, "moments")
-    rstd = (m2 / 10 + EPS).rsqrt()
-    assert_near(
-        triton.apply(x, pattern, mean, rstd, finish, mask), eager.apply(x, pattern, mean, rstd, finish, mask), "y"
-    )
-    for mine, theirs in zip(
-        triton.forward(x, pattern, True, EPS, finish, mask),
-        eager.forward(x, pattern, True, EPS, finish, mask),
-        strict=True,
-    ):
-        assert_near(mine, theirs, "forward")
-    back = (dy, x, pattern, mean, rstd, finish)
-    sums = eager.grad_sums(*back, mask)
-    for name, mine, theirs in zip(("s1", "s2", "dγ", "dβ"), triton.grad_sums(*back, mask), sums, strict=True):
-        assert_near(mine, theirs, name)
-    c1, c2 = (s / 10 for s in sums[:2])
-    dx, dz = triton.grad_input(*back, c1, c2, mask)
-    wanted_dx, wanted_dz = eager.grad_input(*back, c1, c2, mask)
-    assert_near(dx, wanted_dx, "dx")
-    assert_near(dz, wanted_dz, "dz")
-    kernels = evenorm.kernels
-    whole = (dy, x, pattern, True, EPS, mean, m2, finish)
-    wanted = kernels.backward(eager, *whole, given=False, needs_input=True, mask=mask)
-    found = kernels.backward(triton, *whole, given=False, needs_input=True, mask=mask)
-    for name in wanted._fields:
-        assert_near(getattr(found, name), getattr(wanted, name), f"backward: {name}")
-
-
-def tensors(setting: Setting, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """An input and a cotangent, with NaN where nothing may be read."""
-    x, dy = torch.randn(setting.shape) * 2 + 0.7, torch.randn(setting.shape)
-    if mask is not None:
-        x, dy = (t.masked_fill(~mask.cpu(), torch.nan) for t in (x, dy))
-    return there(x), there(dy)
-
-
 @pytest.mark.parametrize("small", shortly([False, True], "True"), ids=["whole", "pieces"])
 @ALL
 def test_residual_and_activation(setting: Setting, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +33,18 @@ def test_residual_and_activation(setting: Setting, small: bool, monkeypatch: pyt
         shrink(monkeypatch)
     poison(monkeypatch)
     assert_verbs(setting, setting.finish("silu", residual=True), None, *tensors(setting, None))
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["whole", "pieces"])
+@pytest.mark.parametrize("pattern", ["n (g=2 [c]) [...]", "n c [...]"], ids=["group", "instance"])
+def test_channels_last_and_activation(pattern: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Volumes whose channels lie innermost, and a residual that lies otherwise."""
+    if small:
+        shrink(monkeypatch)
+    poison(monkeypatch)
+    setting = Setting(pattern, "g c" if "g" in pattern else "c", (2, 4, 2, 3, 4))
+    x, dy = (t.contiguous(memory_format=torch.channels_last_3d) for t in tensors(setting, None))
+    assert_verbs(setting, setting.finish("silu", residual=True), None, x, dy)
 
 
 @pytest.mark.parametrize("kind", shortly(["positions", "elements"], "positions"))
@@ -241,6 +179,25 @@ def test_a_call_repeats_itself(setting: Setting, monkeypatch: pytest.MonkeyPatch
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_statistics_of_more_than_a_batch(masked: bool) -> None:
+    """Renormalized: the verbs one by one, with a correction between them, as ranks that synchronize go."""
+    x, dy = (torch.randn(4, 3, 5) + 0.5 for _ in range(2))
+    mask = torch.rand(4, 5) > 0.3 if masked else None
+    steps = []
+    for kernel in ("triton", "eager"):
+        layer = evenorm.BatchNorm1d(3, statistics=evenorm.Renorm(), activation="relu6")
+        layer.kernel = kernel
+        torch.nn.init.constant_(layer.weight, 1.5)
+        layer = layer.to(there(x).device)
+        leaf = there(x).clone().requires_grad_()
+        y = layer(leaf, mask=there(mask))
+        gradients = torch.autograd.grad(y, (leaf, layer.weight, layer.bias), there(dy))
+        steps.append((y.detach(), *gradients, layer.running_mean, layer.running_var))
+    for mine, theirs in zip(*steps, strict=True):
+        assert_near(mine, theirs, kernel)
+
+
 def layers() -> tuple[evenorm.LayerNorm, evenorm.LayerNorm]:
     mine, theirs = (evenorm.LayerNorm(6) for _ in range(2))
     for layer, kernel in ((mine, "triton"), (theirs, "eager")):
@@ -275,4 +232,30 @@ def test_compiled() -> None:
         y = call(leaf)
         found.append((y.detach(), *torch.autograd.grad(y, (leaf, layer.weight), dy)))
     for mine, theirs in zip(*found, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU; test_triton_launches.py sees that no value is read back")
+def test_a_cuda_graph_holds_a_step() -> None:
+    layer = evenorm.BatchNorm2d(4, activation="relu").to(DEVICE)
+    x = torch.randn(3, 4, 5, 7, device=DEVICE, requires_grad=True)
+    dy, other = torch.randn_like(x), torch.randn_like(x)
+
+    def step() -> tuple[Tensor, ...]:
+        y = layer(x)
+        return y, *torch.autograd.grad(y, (x, layer.weight, layer.bias), dy)
+
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        # The first call compiles, which a graph cannot hold.
+        step()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        held = step()
+    with torch.no_grad():
+        x.copy_(other)
+    graph.replay()
+    for mine, theirs in zip(held, step(), strict=True):
         assert torch.equal(mine, theirs)

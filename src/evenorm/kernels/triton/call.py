@@ -10,8 +10,9 @@ from torch import Tensor
 from evenorm.kernels import mask as masks
 from evenorm.kernels.finish import Finish
 from evenorm.kernels.operands import Operands
+from evenorm.kernels.triton.bundle import Beside
 from evenorm.kernels.triton.prepared import Launch, prepared
-from evenorm.kernels.triton.view import strides_on
+from evenorm.kernels.triton.view import Quad, strides_on
 from evenorm.pattern import Pattern
 
 __all__ = ["Call"]
@@ -38,7 +39,7 @@ class Call(Operands):
         super().__init__(self.prepared.plan, x, finish, dy)
         self.weight, self.bias = self.parameter(finish.weight), self.parameter(finish.bias)
         self.mask: Tensor | None = None
-        self.mask_strides: tuple[int, ...] = (0, 0, 0, 0)
+        self.mask_strides = Quad(0, 0, 0, 0)
         self.counts: Tensor | None = None
         if mask is not None:
             self.mask, self.mask_strides = self._laid(mask)
@@ -54,13 +55,12 @@ class Call(Operands):
         """Mean and M2 in memory's order; y too, where there is room for it."""
         made = self.prepared
         mean, m2 = self.new_statistics(), self.new_statistics()
-        beside = (self.weight, self.bias, self.residual, self.mask)
         if made.pieces == 1:
-            self._launch(made.forward, self.x, y, mean, m2, None, *beside, self.mask_strides)
+            self._launch(made.forward, self.x, y, mean, m2, None, self._way_there)
             return mean, m2
         size = (3, made.pieces, made.view.statistics)
         means, m2s, counts = torch.empty(size, dtype=torch.float64, device=self.like.device)
-        self._launch(made.forward, self.x, None, means, m2s, counts, *beside, self.mask_strides)
+        self._launch(made.forward, self.x, None, means, m2s, counts, self._way_there)
         rstd = self.new_statistics()
         self._launch(made.merge, counts, means, m2s, mean, m2, rstd)
         if y is not None:
@@ -69,8 +69,7 @@ class Call(Operands):
 
     def apply(self, y: Tensor, mean: Tensor, rstd: Tensor) -> None:
         """y of statistics in memory's order."""
-        beside = (self.weight, self.bias, self.residual, self.mask, self.mask_strides)
-        self._launch(self.prepared.apply, self.x, y, mean, rstd, *beside)
+        self._launch(self.prepared.apply, self.x, y, mean, rstd, self._way_there)
 
     def gradient(
         self, mean: Tensor, spread: Tensor, kind: str, dx: Tensor | None = None, dz: Tensor | None = None
@@ -88,19 +87,18 @@ class Call(Operands):
         # Of a statistic in several pieces, one may hold parameters that another does not.
         new = torch.zeros if cut > 1 else torch.empty
         partial = new((2, made.partial_rows, found.slots), dtype=made.real, device=self.like.device)
-        beside = (mean, spread, self.counts, *self._way_back)
+        beside = (mean, spread, self.counts, self._way_back)
         kept = partial if made.keeps_parameters else None
-        self._launch(made.gradient, self.dy, self.x, dx, dz, *beside, sums, kept, self.mask_strides, SPREAD=kind)
+        self._launch(made.gradient, self.dy, self.x, dx, dz, *beside, sums, kept, SPREAD=kind)
         if kept is None:
-            self._launch(made.grad_parameters, self.dy, self.x, *beside, partial, self.mask_strides, SPREAD=kind)
+            self._launch(made.grad_parameters, self.dy, self.x, *beside, partial, SPREAD=kind)
         return (sums[0] if cut == 1 else sums.sum(0)), self._summed(partial)
 
     def grad_input(
         self, dx: Tensor, dz: Tensor | None, mean: Tensor, rstd: Tensor, c1: Tensor | None, c2: Tensor | None
     ) -> None:
         """dx of sums over the count, in memory's order."""
-        beside = (mean, rstd, c1, c2, *self._way_back, self.mask_strides)
-        self._launch(self.prepared.grad_input, self.dy, self.x, dx, dz, *beside)
+        self._launch(self.prepared.grad_input, self.dy, self.x, dx, dz, mean, rstd, c1, c2, self._way_back)
 
     def pair(self, of_parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Both gradients in the order of the affine's axes."""
@@ -115,23 +113,27 @@ class Call(Operands):
             slots = slots[:, order].unflatten(1, (self.prepared.parameters, -1)).sum(2)
         return slots.reshape(2, *self.parameter_shape)
 
-    def _laid(self, mask: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    def _laid(self, mask: Tensor) -> tuple[Tensor, Quad]:
         """The mask as bytes, and its strides on the levels; a copy where it has none."""
         mask = mask.view(torch.uint8).expand(self.like.shape)
         strides = strides_on(self.prepared.view, mask, self.plan.dense)
         if strides is None:
             room = torch.empty_strided(mask.shape, self.plan.dense, dtype=mask.dtype, device=mask.device)
             mask, strides = room.copy_(mask), self.prepared.view.dense
-        return mask, tuple(strides)
+        return mask, strides
 
     @property
-    def _way_back(self) -> tuple[Tensor | None, ...]:
-        """What the way back needs of the epilogue's from x̂ to y; the mask."""
+    def _way_there(self) -> Beside:
+        return Beside(self.weight, self.bias, self.residual, None, self.mask, self.mask_strides)
+
+    @property
+    def _way_back(self) -> Beside:
+        """What the way back needs of the epilogue's from x̂ to y."""
         if self.finish.epilogue.activation == "identity":
-            return self.weight, None, None, None, self.mask
+            return self._way_there._replace(bias=None, residual=None)
         if self.output is None:
-            return self.weight, self.bias, self.residual, None, self.mask
-        return self.weight, None, None, self.output, self.mask
+            return self._way_there
+        return self._way_there._replace(bias=None, residual=None, output=self.output)
 
     def _launch(self, launch: Launch, *operands: Any, **constants: Any) -> None:
         # Where there is no GPU nothing comes as far as this.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
+from evenorm.kernels.triton.bundle import Block, Finishing, Layout, Slots, Space
 from evenorm.kernels.triton.tile import LOOP, WHOLE, WHOLE_BACKWARD, Tile, parts, pieces, power, share, tile
 from evenorm.kernels.triton.view import Quad, View, view
 from evenorm.pattern import Pattern
@@ -69,7 +70,7 @@ class Prepared:
         return Launch(
             "forward",
             self.view.size.batch * whole.blocks * cut,
-            (*self._levels(self.view.x), whole.across, whole.count, whole.blocks, cut, each, self.view.statistics),
+            (self._space(whole), cut, each, self.view.statistics),
             {
                 "EPS": self.eps,
                 "CENTERED": self.centered,
@@ -98,7 +99,7 @@ class Prepared:
         return Launch(
             "apply",
             self.view.size.batch * part.count * part.blocks,
-            (*self._levels(self.view.x), part.across, part.count, part.blocks),
+            (self._space(part),),
             self._constants(part),
         )
 
@@ -113,9 +114,8 @@ class Prepared:
             "gradient",
             shared.programs * cut,
             (
-                *(*self._levels(found.x, found.dy), tuple(found.slot), found.slots),
-                *(self.partial_rows * found.slots, shared.lanes, found.values),
-                *(whole.across, whole.count, whole.blocks, cut, each, blocks, shared.rows, found.statistics),
+                *(self._space(whole), self._slots(shared.lanes), found.values),
+                *(cut, each, blocks, shared.rows, found.statistics),
             ),
             {
                 "EPS": self.eps,
@@ -149,9 +149,8 @@ class Prepared:
             "grad_parameters",
             own.own * whole.count * own.splits,
             (
-                *(*self._levels(found.x, found.dy), tuple(found.slot), found.slots),
-                *(self.partial_rows * found.slots, own.repeats, found.values),
-                *(whole.across, whole.count, whole.blocks, own.rows, own.per_program, own.splits),
+                *(self._space(whole), self._slots(own.repeats), found.values),
+                *(own.rows, own.per_program, own.splits),
             ),
             {"EPS": self.eps, **self._constants(whole)},
         )
@@ -163,7 +162,7 @@ class Prepared:
         return Launch(
             "grad_input",
             self.view.size.batch * part.count * part.blocks,
-            (*self._levels(self.view.x, self.view.dy), part.across, part.count, part.blocks),
+            (self._space(part),),
             self._constants(part),
         )
 
@@ -191,19 +190,24 @@ class Prepared:
     def _part(self) -> Tile:
         return tile(self.view, LOOP, self.dtype.itemsize)
 
-    def _levels(self, *read: Quad) -> tuple[tuple[int, ...], ...]:
-        """Sizes, strides and the parameters' place, as the kernels order them."""
-        found, unit = self.view, self._part.unit
-        strides = [tuple(s // unit for s in levels[:3]) for levels in (found.dense, *read)]
-        size = (found.size.outer, found.size.group, found.size.inner // unit)
-        return size, *strides, (found.span, found.count, found.stretch)
+    def _space(self, tile: Tile) -> Space:
+        found, unit = self.view, tile.unit
+        size = found.size._replace(inner=found.size.inner // unit)
+        dense, x, dy = (
+            Quad(s.batch // unit, s.outer // unit, s.group // unit, 1) for s in (found.dense, found.x, found.dy)
+        )
+        affine = (found.span, found.count, found.stretch)
+        return Space(size, dense, x, dy, affine, tile.across, tile.count, tile.blocks)
+
+    def _slots(self, lanes: int) -> Slots:
+        return Slots(self.view.slot, self.view.slots, self.partial_rows * self.view.slots, lanes)
 
     def _constants(self, tile: Tile) -> dict[str, Any]:
         found, affine, epilogue = self.view, self.affine, self.epilogue
         return {
-            "LAYOUT": (int(found.along), found.wraps, found.stretched),
-            "FINISH": (epilogue.activation, epilogue.slope, affine.offset, affine.cast == "before"),
-            "TILE": (tile.outer, tile.group, tile.inner, tile.unit),
+            "LAYOUT": Layout(int(found.along), found.wraps, found.stretched),
+            "FINISH": Finishing(epilogue.activation, epilogue.slope, affine.offset, affine.cast == "before"),
+            "TILE": Block(tile.outer, tile.group, tile.inner, tile.unit),
             "DOUBLE": self.real == torch.float64,
             "num_warps": tile.warps,
         }

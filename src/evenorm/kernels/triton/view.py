@@ -16,7 +16,7 @@ __all__ = ["Along", "Quad", "View", "strides_on", "view"]
 
 
 class Quad(NamedTuple):
-    """One number for each level: a size, or a stride in elements."""
+    """One number for each level: a size, a stride in elements, an index."""
 
     batch: int
     outer: int

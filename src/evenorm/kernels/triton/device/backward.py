@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from evenorm.kernels.triton.device.blocks import BATCH, GROUP, OUTER, flat, groups, place, total
+from evenorm.kernels.triton.device.blocks import BATCH, GROUP, OUTER, groups, place, total
 from evenorm.kernels.triton.device.gradients import (
     backward_tile,
     per_parameter,
@@ -48,27 +48,12 @@ def gradient(
     mean: tl.tensor,
     spread: tl.tensor,
     counts: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    residual: tl.tensor,
-    output: tl.tensor,
-    mask: tl.tensor,
+    beside: tl.tuple,
     sums: tl.tensor,
     parts: tl.tensor,
-    mask_strides: tl.tuple,
-    size: tl.tuple,
-    dense: tl.tuple,
-    x_strides: tl.tuple,
-    dy_strides: tl.tuple,
-    affine: tl.tuple,
-    slot: tl.tuple,
-    slots: tl.tensor,
-    half: tl.tensor,
-    lanes: tl.tensor,
+    space: tl.tuple,
+    slots: tl.tuple,
     values: tl.tensor,
-    across: tl.tensor,
-    tiles: tl.tensor,
-    blocks: tl.tensor,
     pieces: tl.tensor,
     per_piece: tl.tensor,
     rows: tl.tensor,
@@ -94,35 +79,33 @@ def gradient(
     program = tl.program_id(0)
     piece = program % pieces
     first = piece * per_piece
-    last = tl.minimum(first + per_piece, tiles)
+    last = tl.minimum(first + per_piece, space.tiles)
     first_row = program // pieces * per_program
-    kept_weighted = per_parameter(tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL), LAYOUT[0])
-    kept_plain = per_parameter(tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL), LAYOUT[0])
+    kept_weighted = per_parameter(tl.full((TILE.outer, TILE.group, TILE.inner), 0, REAL), LAYOUT.levels)
+    kept_plain = per_parameter(tl.full((TILE.outer, TILE.group, TILE.inner), 0, REAL), LAYOUT.levels)
     for row in range(first_row, tl.minimum(first_row + per_program, rows)):
-        b = (row // blocks).to(tl.int64)
-        g = groups(row % blocks, TILE)
-        s, here = b * size[1] + g, g < size[1]
+        b = (row // space.blocks).to(tl.int64)
+        g = groups(row % space.blocks, TILE)
+        s, here = b * space.size.group + g, g < space.size.group
         scale, n = statistics_of(mean, spread, counts, values, s, here, SPREAD, EPS, REAL)
         if SINGLE:
-            spot, inside = place(b, g, first, across, size, TILE)
+            spot, inside = place(b, g, first, space, TILE)
             x_hat, dz, gamma, present = backward_tile(
-                *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
-                *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, TILE, REAL),
+                dy, x, beside, spot, inside, scale, space, LAYOUT, FINISH, TILE, REAL
             )
             plain = total(gamma * dz).to(tl.float64)
             weighted = total(gamma * dz * x_hat).to(tl.float64)
-            kept_plain = kept_plain + per_parameter(dz, LAYOUT[0])
-            kept_weighted = kept_weighted + per_parameter(dz * x_hat, LAYOUT[0])
+            kept_plain = kept_plain + per_parameter(dz, LAYOUT.levels)
+            kept_weighted = kept_weighted + per_parameter(dz * x_hat, LAYOUT.levels)
         else:
-            plain = tl.full((1, TILE[1], 1), 0, tl.float64)
-            weighted = tl.full((1, TILE[1], 1), 0, tl.float64)
-            held_plain = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
-            held_weighted = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
+            plain = tl.full((1, TILE.group, 1), 0, tl.float64)
+            weighted = tl.full((1, TILE.group, 1), 0, tl.float64)
+            held_plain = tl.full((TILE.outer, TILE.group, TILE.inner), 0, REAL)
+            held_weighted = tl.full((TILE.outer, TILE.group, TILE.inner), 0, REAL)
             for t in range(first, last):
-                spot, inside = place(b, g, t, across, size, TILE)
+                spot, inside = place(b, g, t, space, TILE)
                 x_hat, dz, gamma, present = backward_tile(
-                    *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
-                    *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, TILE, REAL),
+                    dy, x, beside, spot, inside, scale, space, LAYOUT, FINISH, TILE, REAL
                 )
                 if parts is None:
                     held_plain = held_plain + gamma * dz
@@ -132,17 +115,18 @@ def gradient(
                     held_weighted = held_weighted + dz * x_hat
                     end = last
                     if not STEADY:
-                        end = tl.minimum((t // across + 1) * across, last)
+                        end = tl.minimum((t // space.across + 1) * space.across, last)
                     if t + 1 == end:
                         plain = plain + total(gamma * held_plain).to(tl.float64)
                         weighted = weighted + total(gamma * held_weighted).to(tl.float64)
+                        lane = piece * slots.lanes + _lane(row, row, space.blocks, LAYOUT.levels)
                         store_parts(
-                            *(parts, half, piece * lanes + _lane(row, row, blocks, LAYOUT[0]), slots, spot, size, slot),
-                            *(per_parameter(held_weighted, LAYOUT[0]), per_parameter(held_plain, LAYOUT[0])),
-                            *(LAYOUT[0], TILE),
+                            *(parts, slots, lane, spot, space),
+                            *(per_parameter(held_weighted, LAYOUT.levels), per_parameter(held_plain, LAYOUT.levels)),
+                            *(LAYOUT.levels, TILE),
                         )
-                        held_plain = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
-                        held_weighted = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
+                        held_plain = tl.full((TILE.outer, TILE.group, TILE.inner), 0, REAL)
+                        held_weighted = tl.full((TILE.outer, TILE.group, TILE.inner), 0, REAL)
             if parts is None:
                 plain = total(held_plain).to(tl.float64)
                 weighted = total(held_weighted).to(tl.float64)
@@ -156,25 +140,20 @@ def gradient(
                 c1 = (plain / n).to(REAL)
             c2 = (weighted / n).to(REAL)
             if SINGLE:
-                store_input(
-                    *(dx, dresidual, x_hat, dz, gamma, c1, c2, scale[2], flat(spot, dense, TILE), inside, present),
-                )
+                store_input(dx, dresidual, x_hat, dz, gamma, c1, c2, scale, spot, inside, present, space, TILE)
             else:
                 for t in range(first, last):
-                    spot, inside = place(b, g, t, across, size, TILE)
+                    spot, inside = place(b, g, t, space, TILE)
                     x_hat, dz, gamma, present = backward_tile(
-                        *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
-                        *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, TILE, REAL),
+                        dy, x, beside, spot, inside, scale, space, LAYOUT, FINISH, TILE, REAL
                     )
-                    store_input(
-                        *(dx, dresidual, x_hat, dz, gamma, c1, c2, scale[2], flat(spot, dense, TILE), inside, present),
-                    )
+                    store_input(dx, dresidual, x_hat, dz, gamma, c1, c2, scale, spot, inside, present, space, TILE)
     if SINGLE:
         # All blocks of a program have the same parameters.
-        b = (first_row // blocks).to(tl.int64)
-        spot, _ = place(b, groups(first_row % blocks, TILE), first, across, size, TILE)
-        lane = piece * lanes + _lane(first_row, program // pieces, blocks, LAYOUT[0])
-        store_parts(parts, half, lane, slots, spot, size, slot, kept_weighted, kept_plain, LAYOUT[0], TILE)
+        b = (first_row // space.blocks).to(tl.int64)
+        spot, _ = place(b, groups(first_row % space.blocks, TILE), first, space, TILE)
+        lane = piece * slots.lanes + _lane(first_row, program // pieces, space.blocks, LAYOUT.levels)
+        store_parts(parts, slots, lane, spot, space, kept_weighted, kept_plain, LAYOUT.levels, TILE)
 
 
 @triton.jit
@@ -187,20 +166,8 @@ def grad_input(
     rstd: tl.tensor,
     c1: tl.tensor,
     c2: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    residual: tl.tensor,
-    output: tl.tensor,
-    mask: tl.tensor,
-    mask_strides: tl.tuple,
-    size: tl.tuple,
-    dense: tl.tuple,
-    x_strides: tl.tuple,
-    dy_strides: tl.tuple,
-    affine: tl.tuple,
-    across: tl.tensor,
-    tiles: tl.tensor,
-    blocks: tl.tensor,
+    beside: tl.tuple,
+    space: tl.tuple,
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
     TILE: tl.constexpr,
@@ -209,10 +176,10 @@ def grad_input(
     """dx of given sums over the count, one tile."""
     REAL: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     program = tl.program_id(0)
-    b = (program // blocks // tiles).to(tl.int64)
-    g = groups(program % blocks, TILE)
-    spot, inside = place(b, g, program // blocks % tiles, across, size, TILE)
-    s, here = b * size[1] + g, g < size[1]
+    b = (program // space.blocks // space.tiles).to(tl.int64)
+    g = groups(program % space.blocks, TILE)
+    spot, inside = place(b, g, program // space.blocks % space.tiles, space, TILE)
+    s, here = b * space.size.group + g, g < space.size.group
     scale, _ = statistics_of(mean, rstd, None, 1, s, here, "rstd", 0.0, REAL)
     first = tl.full((1, 1, 1), 0, REAL)
     second = tl.full((1, 1, 1), 0, REAL)
@@ -220,11 +187,8 @@ def grad_input(
         first = tl.load(c1 + s, mask=here, other=0.0).to(REAL)
     if c2 is not None:
         second = tl.load(c2 + s, mask=here, other=0.0).to(REAL)
-    x_hat, dz, gamma, present = backward_tile(
-        *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
-        *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, TILE, REAL),
-    )
-    store_input(dx, dresidual, x_hat, dz, gamma, first, second, scale[2], flat(spot, dense, TILE), inside, present)
+    x_hat, dz, gamma, present = backward_tile(dy, x, beside, spot, inside, scale, space, LAYOUT, FINISH, TILE, REAL)
+    store_input(dx, dresidual, x_hat, dz, gamma, first, second, scale, spot, inside, present, space, TILE)
 
 
 @triton.jit
@@ -234,26 +198,11 @@ def grad_parameters(
     mean: tl.tensor,
     spread: tl.tensor,
     counts: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    residual: tl.tensor,
-    output: tl.tensor,
-    mask: tl.tensor,
+    beside: tl.tuple,
     parts: tl.tensor,
-    mask_strides: tl.tuple,
-    size: tl.tuple,
-    dense: tl.tuple,
-    x_strides: tl.tuple,
-    dy_strides: tl.tuple,
-    affine: tl.tuple,
-    slot: tl.tuple,
-    slots: tl.tensor,
-    half: tl.tensor,
-    lanes: tl.tensor,
+    space: tl.tuple,
+    slots: tl.tuple,
     values: tl.tensor,
-    across: tl.tensor,
-    tiles: tl.tensor,
-    blocks: tl.tensor,
     rows: tl.tensor,
     per_program: tl.tensor,
     splits: tl.tensor,
@@ -268,25 +217,24 @@ def grad_parameters(
     REAL: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     program = tl.program_id(0)
     split = program % splits
-    t = program // splits % tiles
-    own = program // splits // tiles
-    kept_weighted = per_parameter(tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL), LAYOUT[0])
-    kept_plain = per_parameter(tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL), LAYOUT[0])
+    t = program // splits % space.tiles
+    own = program // splits // space.tiles
+    kept_weighted = per_parameter(tl.full((TILE.outer, TILE.group, TILE.inner), 0, REAL), LAYOUT.levels)
+    kept_plain = per_parameter(tl.full((TILE.outer, TILE.group, TILE.inner), 0, REAL), LAYOUT.levels)
     for k in range(split * per_program, tl.minimum((split + 1) * per_program, rows)):
-        row = _row(own, k, blocks, LAYOUT[0])
-        b = (row // blocks).to(tl.int64)
-        g = groups(row % blocks, TILE)
-        spot, inside = place(b, g, t, across, size, TILE)
-        scale, _ = statistics_of(mean, spread, counts, values, b * size[1] + g, g < size[1], SPREAD, EPS, REAL)
-        x_hat, dz, _, _ = backward_tile(
-            *(dy, x, weight, bias, residual, output, mask, spot, inside, scale, mask_strides),
-            *(size, dense, x_strides, dy_strides, affine, LAYOUT, FINISH, TILE, REAL),
+        row = _row(own, k, space.blocks, LAYOUT.levels)
+        b = (row // space.blocks).to(tl.int64)
+        g = groups(row % space.blocks, TILE)
+        spot, inside = place(b, g, t, space, TILE)
+        scale, _ = statistics_of(
+            mean, spread, counts, values, b * space.size.group + g, g < space.size.group, SPREAD, EPS, REAL
         )
-        kept_plain = kept_plain + per_parameter(dz, LAYOUT[0])
-        kept_weighted = kept_weighted + per_parameter(dz * x_hat, LAYOUT[0])
-    row = _row(own, split * 0, blocks, LAYOUT[0])
-    spot, _ = place((row // blocks).to(tl.int64), groups(row % blocks, TILE), t, across, size, TILE)
-    lane = split * lanes
-    if (OUTER & LAYOUT[0]) == 0:
-        lane = lane + t // across
-    store_parts(parts, half, lane, slots, spot, size, slot, kept_weighted, kept_plain, LAYOUT[0], TILE)
+        x_hat, dz, _, _ = backward_tile(dy, x, beside, spot, inside, scale, space, LAYOUT, FINISH, TILE, REAL)
+        kept_plain = kept_plain + per_parameter(dz, LAYOUT.levels)
+        kept_weighted = kept_weighted + per_parameter(dz * x_hat, LAYOUT.levels)
+    row = _row(own, split * 0, space.blocks, LAYOUT.levels)
+    spot, _ = place((row // space.blocks).to(tl.int64), groups(row % space.blocks, TILE), t, space, TILE)
+    lane = split * slots.lanes
+    if (OUTER & LAYOUT.levels) == 0:
+        lane = lane + t // space.across
+    store_parts(parts, slots, lane, spot, space, kept_weighted, kept_plain, LAYOUT.levels, TILE)

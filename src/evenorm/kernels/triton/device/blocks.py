@@ -1,21 +1,15 @@
 """What the kernels have in common: places of a tile, loads, moments of a tile and their merging.
 
-Tiles have three axes, outer x group x inner; what lies on fewer keeps axes of size 1, statistics group alone. Numbers
-that belong together come as tuples::
-
-    spot     indices of batch, outer, group, inner
-    size     outer, group, inner
-    strides  of batch, outer, group in units; inner is dense. Of a mask in elements, and of inner too
-    TILE     outer, group, inner; the unit, which divides the inner size and all strides, so that loads are wide
-    LAYOUT   the levels along which the parameter changes, whether it wraps around, whether samples have their own
-    FINISH   activation, slope, the weight's offset, whether x̂ is rounded before it is scaled
+Tiles have three axes, outer x group x inner; what lies on fewer keeps axes of size 1, statistics group alone. A
+``spot`` is the indices of a tile's elements on each level; what else comes as a tuple is named in ``bundle.py``.
 """
 
 import triton
 import triton.language as tl
 
+from evenorm.kernels.triton.bundle import Scale
 from evenorm.kernels.triton.device.curves import slope_at
-from evenorm.kernels.triton.view import Along
+from evenorm.kernels.triton.view import Along, Quad
 
 __all__ = [
     "BATCH",
@@ -67,21 +61,23 @@ def total(values: tl.tensor) -> tl.tensor:
 @triton.jit
 def groups(block: tl.tensor, TILE: tl.constexpr) -> tl.tensor:
     """Group indices of a block of statistics."""
-    return (block * TILE[1] + tl.arange(0, TILE[1]))[None, :, None].to(tl.int64)
+    return (block * TILE.group + tl.arange(0, TILE.group))[None, :, None].to(tl.int64)
 
 
 @triton.jit
-def place(b: tl.tensor, g: tl.tensor, t: tl.tensor, across: tl.tensor, size: tl.tuple, TILE: tl.constexpr) -> tl.tuple:
+def place(b: tl.tensor, g: tl.tensor, t: tl.tensor, space: tl.tuple, TILE: tl.constexpr) -> tl.tuple:
     """The spot of a tile, and which of its elements exist."""
-    o = ((t // across) * TILE[0] + tl.arange(0, TILE[0]))[:, None, None].to(tl.int64)
-    i = ((t % across) * TILE[2] + tl.arange(0, TILE[2]))[None, None, :].to(tl.int64)
-    return (b, o, g, i), (o < size[0]) & (g < size[1]) & (i < size[2] * TILE[3])
+    o = ((t // space.across) * TILE.outer + tl.arange(0, TILE.outer))[:, None, None].to(tl.int64)
+    i = ((t % space.across) * TILE.inner + tl.arange(0, TILE.inner))[None, None, :].to(tl.int64)
+    return Quad(b, o, g, i), (o < space.size.outer) & (g < space.size.group) & (i < space.size.inner * TILE.unit)
 
 
 @triton.jit
 def flat(spot: tl.tuple, strides: tl.tuple, TILE: tl.constexpr) -> tl.tensor:
     """Where the spot's elements lie."""
-    return (spot[0] * strides[0] + spot[1] * strides[1] + spot[2] * strides[2]) * TILE[3] + spot[3]
+    return (
+        spot.batch * strides.batch + spot.outer * strides.outer + spot.group * strides.group
+    ) * TILE.unit + spot.inner
 
 
 @triton.jit
@@ -89,37 +85,34 @@ def along(spot: tl.tuple, strides: tl.tuple, LEVELS: tl.constexpr) -> tl.tensor:
     """A flat position of these levels alone, in the shape of a tile's axes that they have."""
     at = tl.full((1, 1, 1), 0, tl.int64)
     if BATCH & LEVELS:
-        at = at + spot[0] * strides[0]
+        at = at + spot.batch * strides.batch
     if OUTER & LEVELS:
-        at = at + spot[1] * strides[1]
+        at = at + spot.outer * strides.outer
     if GROUP & LEVELS:
-        at = at + spot[2] * strides[2]
+        at = at + spot.group * strides.group
     if INNER & LEVELS:
-        at = at + spot[3] * strides[3]
+        at = at + spot.inner * strides.inner
     return at
 
 
 @triton.jit
-def exists(spot: tl.tuple, size: tl.tuple, LEVELS: tl.constexpr, TILE: tl.constexpr) -> tl.tensor:
+def exists(spot: tl.tuple, space: tl.tuple, LEVELS: tl.constexpr, TILE: tl.constexpr) -> tl.tensor:
     """Which of the places that `along` gives exist."""
     yes = tl.full((1, 1, 1), 1, tl.int1)
     if OUTER & LEVELS:
-        yes = yes & (spot[1] < size[0])
+        yes = yes & (spot.outer < space.size.outer)
     if GROUP & LEVELS:
-        yes = yes & (spot[2] < size[1])
+        yes = yes & (spot.group < space.size.group)
     if INNER & LEVELS:
-        yes = yes & (spot[3] < size[2] * TILE[3])
+        yes = yes & (spot.inner < space.size.inner * TILE.unit)
     return yes
 
 
 @triton.jit
 def gamma_and_beta(
-    weight: tl.tensor,
-    bias: tl.tensor,
+    beside: tl.tuple,
     spot: tl.tuple,
-    size: tl.tuple,
-    dense: tl.tuple,
-    affine: tl.tuple,
+    space: tl.tuple,
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
     TILE: tl.constexpr,
@@ -128,28 +121,35 @@ def gamma_and_beta(
     """offset + weight and bias, in the shape of a tile's axes along which they change; 1 and 0 where absent."""
     gamma = tl.full((1, 1, 1), 1.0, REAL)
     beta = tl.full((1, 1, 1), 0.0, REAL)
-    span, count, stretch = affine
-    f = along(spot, (dense[0] * TILE[3], dense[1] * TILE[3], dense[2] * TILE[3], 1), LAYOUT[0])
+    span, count, stretch = space.affine
+    dense = space.dense
+    f = along(spot, Quad(dense.batch * TILE.unit, dense.outer * TILE.unit, dense.group * TILE.unit, 1), LAYOUT.levels)
     p = f // span
-    if LAYOUT[1]:
+    if LAYOUT.wraps:
         p = p % count
-    if LAYOUT[2]:
+    if LAYOUT.stretched:
         p = p + f // stretch * count
-    there = exists(spot, size, LAYOUT[0], TILE)
-    if weight is not None:
-        gamma = tl.load(weight + p, mask=there, other=0.0).to(REAL) + FINISH[2]
-    if bias is not None:
-        beta = tl.load(bias + p, mask=there, other=0.0).to(REAL)
+    there = exists(spot, space, LAYOUT.levels, TILE)
+    if beside.weight is not None:
+        gamma = tl.load(beside.weight + p, mask=there, other=0.0).to(REAL) + FINISH.offset
+    if beside.bias is not None:
+        beta = tl.load(beside.bias + p, mask=there, other=0.0).to(REAL)
     return gamma, beta
 
 
 @triton.jit
-def present_in(mask: tl.tensor, inside: tl.tensor, spot: tl.tuple, strides: tl.tuple) -> tl.tensor:
+def present_in(beside: tl.tuple, inside: tl.tensor, spot: tl.tuple) -> tl.tensor:
     """Which elements are there: all that exist, but those that the mask hides."""
     present = inside
-    if mask is not None:
-        at = spot[0] * strides[0] + spot[1] * strides[1] + spot[2] * strides[2] + spot[3] * strides[3]
-        present = present & (tl.load(mask + at, mask=inside, other=0) != 0)
+    if beside.mask is not None:
+        strides = beside.mask_strides
+        at = (
+            spot.batch * strides.batch
+            + spot.outer * strides.outer
+            + spot.group * strides.group
+            + spot.inner * strides.inner
+        )
+        present = present & (tl.load(beside.mask + at, mask=inside, other=0) != 0)
     return present
 
 
@@ -171,15 +171,13 @@ def rounded(values: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def count_of(
-    present: tl.tensor, t: tl.tensor, across: tl.tensor, size: tl.tuple, MASKED: tl.constexpr, TILE: tl.constexpr
-) -> tl.tensor:
+def count_of(present: tl.tensor, t: tl.tensor, space: tl.tuple, MASKED: tl.constexpr, TILE: tl.constexpr) -> tl.tensor:
     """Values of each statistic in a tile."""
     if MASKED:
         n = total(present.to(tl.int32)).to(tl.float64)
     else:
-        high = tl.minimum(size[0] - (t // across) * TILE[0], TILE[0])
-        wide = tl.minimum(size[2] * TILE[3] - (t % across) * TILE[2], TILE[2])
+        high = tl.minimum(space.size.outer - (t // space.across) * TILE.outer, TILE.outer)
+        wide = tl.minimum(space.size.inner * TILE.unit - (t % space.across) * TILE.inner, TILE.inner)
         n = (tl.full((1, 1, 1), 0, tl.int32) + high * wide).to(tl.float64)
     return n
 
@@ -207,15 +205,12 @@ def moments_of(
 @triton.jit
 def sweep(
     x: tl.tensor,
-    mask: tl.tensor,
+    beside: tl.tuple,
     b: tl.tensor,
     g: tl.tensor,
     first: tl.tensor,
     last: tl.tensor,
-    across: tl.tensor,
-    size: tl.tuple,
-    x_strides: tl.tuple,
-    mask_strides: tl.tuple,
+    space: tl.tuple,
     CENTERED: tl.constexpr,
     TILE: tl.constexpr,
     REAL: tl.constexpr,
@@ -224,21 +219,21 @@ def sweep(
 
     And whether that was too far off: where (Σ d)² / n is above 3/4 of Σ d², their difference has lost bits.
     """
-    center = tl.full((1, TILE[1], 1), 0, REAL)
+    center = tl.full((1, TILE.group, 1), 0, REAL)
     if CENTERED:
-        start, start_inside = place(b, g, first, across, size, TILE)
-        start_present = present_in(mask, start_inside, start, mask_strides)
-        few = count_of(start_present, first, across, size, mask is not None, TILE)
-        head = load(x, flat(start, x_strides, TILE), start_present, REAL)
+        start, start_inside = place(b, g, first, space, TILE)
+        start_present = present_in(beside, start_inside, start)
+        few = count_of(start_present, first, space, beside.mask is not None, TILE)
+        head = load(x, flat(start, space.x, TILE), start_present, REAL)
         center = (total(head).to(tl.float64) / tl.where(few > 0, few, 1.0)).to(REAL)
-    n = tl.full((1, TILE[1], 1), 0, tl.float64)
-    sums = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
-    squares = tl.full((TILE[0], TILE[1], TILE[2]), 0, REAL)
+    n = tl.full((1, TILE.group, 1), 0, tl.float64)
+    sums = tl.full((TILE.outer, TILE.group, TILE.inner), 0, REAL)
+    squares = tl.full((TILE.outer, TILE.group, TILE.inner), 0, REAL)
     for t in range(first, last):
-        spot, inside = place(b, g, t, across, size, TILE)
-        present = present_in(mask, inside, spot, mask_strides)
-        values = load(x, flat(spot, x_strides, TILE), present, REAL)
-        n = n + count_of(present, t, across, size, mask is not None, TILE)
+        spot, inside = place(b, g, t, space, TILE)
+        present = present_in(beside, inside, spot)
+        values = load(x, flat(spot, space.x, TILE), present, REAL)
+        n = n + count_of(present, t, space, beside.mask is not None, TILE)
         if CENTERED:
             values = tl.where(present, values - center, 0.0)
             sums = sums + values
@@ -254,28 +249,25 @@ def sweep(
 @triton.jit
 def survey(
     x: tl.tensor,
-    mask: tl.tensor,
+    beside: tl.tuple,
     b: tl.tensor,
     g: tl.tensor,
     first: tl.tensor,
     last: tl.tensor,
-    across: tl.tensor,
-    size: tl.tuple,
-    x_strides: tl.tuple,
-    mask_strides: tl.tuple,
+    space: tl.tuple,
     CENTERED: tl.constexpr,
     TILE: tl.constexpr,
     REAL: tl.constexpr,
 ) -> tl.tuple:
     """Count, mean and M2 over some tiles, each in two passes, merged by Chan, Golub & LeVeque (1979), eq. 2.1."""
-    n = tl.full((1, TILE[1], 1), 0, tl.float64)
-    mean = tl.full((1, TILE[1], 1), 0, tl.float64)
-    m2 = tl.full((1, TILE[1], 1), 0, tl.float64)
+    n = tl.full((1, TILE.group, 1), 0, tl.float64)
+    mean = tl.full((1, TILE.group, 1), 0, tl.float64)
+    m2 = tl.full((1, TILE.group, 1), 0, tl.float64)
     for t in range(first, last):
-        spot, inside = place(b, g, t, across, size, TILE)
-        present = present_in(mask, inside, spot, mask_strides)
-        values = load(x, flat(spot, x_strides, TILE), present, REAL)
-        more = count_of(present, t, across, size, mask is not None, TILE)
+        spot, inside = place(b, g, t, space, TILE)
+        present = present_in(beside, inside, spot)
+        values = load(x, flat(spot, space.x, TILE), present, REAL)
+        more = count_of(present, t, space, beside.mask is not None, TILE)
         other_mean, other_m2 = moments_of(values, present, more, CENTERED, REAL)
         whole = n + more
         share = more / tl.where(whole > 0, whole, 1.0)
@@ -302,15 +294,15 @@ def rstd_of(m2: tl.tensor, n: tl.tensor, EPS: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def normalizers(mean: tl.tensor, rstd: tl.tensor, REAL: tl.constexpr) -> tl.tuple:
-    """The mean as two numbers, of which the second is what the first lost to rounding; rstd."""
+    """What normalizes: the mean in two numbers, and rstd."""
     high = mean.to(REAL)
-    return high, (mean - high.to(tl.float64)).to(REAL), rstd.to(REAL)
+    return Scale(high, (mean - high.to(tl.float64)).to(REAL), rstd.to(REAL))
 
 
 @triton.jit
 def normalized(values: tl.tensor, scale: tl.tuple, present: tl.tensor) -> tl.tensor:
     """x̂; zero where nothing is, whatever the statistics are there."""
-    return tl.where(present, ((values - scale[0]) - scale[1]) * scale[2], 0.0)
+    return tl.where(present, ((values - scale.high) - scale.low) * scale.rstd, 0.0)
 
 
 @triton.jit
@@ -318,7 +310,7 @@ def before_activation(
     x_hat: tl.tensor,
     gamma: tl.tensor,
     beta: tl.tensor,
-    residual: tl.tensor,
+    beside: tl.tuple,
     at: tl.tensor,
     present: tl.tensor,
     FINISH: tl.constexpr,
@@ -327,11 +319,11 @@ def before_activation(
 ) -> tl.tensor:
     """What the activation takes."""
     z = x_hat
-    if FINISH[3]:
+    if FINISH.early:
         z = rounded(z, DTYPE).to(REAL)
     z = z * gamma + beta
-    if residual is not None:
-        z = z + load(residual, at, present, REAL)
+    if beside.residual is not None:
+        z = z + load(beside.residual, at, present, REAL)
     return z
 
 
@@ -341,8 +333,7 @@ def gradient_of(
     x_hat: tl.tensor,
     gamma: tl.tensor,
     beta: tl.tensor,
-    residual: tl.tensor,
-    output: tl.tensor,
+    beside: tl.tuple,
     dy_at: tl.tensor,
     at: tl.tensor,
     present: tl.tensor,
@@ -352,10 +343,10 @@ def gradient_of(
 ) -> tl.tensor:
     """dz = dy · activation'(z); zero where nothing is."""
     dz = load(dy, dy_at, present, REAL)
-    if FINISH[0] != "identity":
-        if output is not None:
-            z = load(output, at, present, REAL)
+    if FINISH.activation != "identity":
+        if beside.output is not None:
+            z = load(beside.output, at, present, REAL)
         else:
-            z = before_activation(x_hat, gamma, beta, residual, at, present, FINISH, REAL, DTYPE)
+            z = before_activation(x_hat, gamma, beta, beside, at, present, FINISH, REAL, DTYPE)
         dz = tl.where(present, dz * slope_at(z, FINISH), 0.0)
     return dz

@@ -26,19 +26,19 @@ def _tanh(u: tl.tensor) -> tl.tensor:
 def activated(z: tl.tensor, FINISH: tl.constexpr) -> tl.tensor:
     """The activation; comparisons are such that NaN stays NaN."""
     y = z
-    if FINISH[0] == "relu":
+    if FINISH.activation == "relu":
         y = tl.where(z < 0, 0.0, z)
-    elif FINISH[0] == "relu6":
+    elif FINISH.activation == "relu6":
         y = tl.where(z < 0, 0.0, tl.where(z > 6, 6.0, z))
-    elif FINISH[0] == "leaky_relu":
-        y = tl.where(z > 0, z, z * FINISH[1])
-    elif FINISH[0] == "silu":
+    elif FINISH.activation == "leaky_relu":
+        y = tl.where(z > 0, z, z * FINISH.slope)
+    elif FINISH.activation == "silu":
         y = z * _sigmoid(z)
-    elif FINISH[0] == "hardswish":
+    elif FINISH.activation == "hardswish":
         y = tl.where(z <= -3, 0.0, tl.where(z >= 3, z, z * (z + 3.0) / 6.0))
-    elif FINISH[0] == "gelu":
+    elif FINISH.activation == "gelu":
         y = 0.5 * z * (1.0 + tl.erf(z * ROOT_HALF))
-    elif FINISH[0] == "gelu_tanh":
+    elif FINISH.activation == "gelu_tanh":
         y = 0.5 * z * (1.0 + _tanh((z + z * z * z * TANH_CUBIC) * TANH_SCALE))
     return y
 
@@ -48,20 +48,20 @@ def slope_at(z: tl.tensor, FINISH: tl.constexpr) -> tl.tensor:
     """The derivative at the activation's input; for the piecewise linear ones its output serves as well."""
     one = tl.zeros_like(z) + 1.0
     d = one
-    if FINISH[0] == "relu":
+    if FINISH.activation == "relu":
         d = tl.where(z > 0, 1.0, 0.0 * one)
-    elif FINISH[0] == "relu6":
+    elif FINISH.activation == "relu6":
         d = tl.where((z > 0) & (z < 6), 1.0, 0.0 * one)
-    elif FINISH[0] == "leaky_relu":
-        d = tl.where(z > 0, 1.0, one * FINISH[1])
-    elif FINISH[0] == "silu":
+    elif FINISH.activation == "leaky_relu":
+        d = tl.where(z > 0, 1.0, one * FINISH.slope)
+    elif FINISH.activation == "silu":
         share = _sigmoid(z)
         d = share * (1.0 + z * (1.0 - share))
-    elif FINISH[0] == "hardswish":
+    elif FINISH.activation == "hardswish":
         d = tl.where(z <= -3, 0.0, tl.where(z >= 3, 1.0, z / 3.0 + 0.5))
-    elif FINISH[0] == "gelu":
+    elif FINISH.activation == "gelu":
         d = 0.5 * (1.0 + tl.erf(z * ROOT_HALF)) + z * NORMAL * tl.exp(-0.5 * z * z)
-    elif FINISH[0] == "gelu_tanh":
+    elif FINISH.activation == "gelu_tanh":
         t = _tanh((z + z * z * z * TANH_CUBIC) * TANH_SCALE)
         d = 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * TANH_SCALE * (1.0 + z * z * 3.0 * TANH_CUBIC)
     return d

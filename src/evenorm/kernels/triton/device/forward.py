@@ -30,15 +30,11 @@ __all__ = ["apply", "forward", "merge"]
 def _finish(
     x_hat: tl.tensor,
     y: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    residual: tl.tensor,
+    beside: tl.tuple,
     spot: tl.tuple,
     inside: tl.tensor,
     present: tl.tensor,
-    size: tl.tuple,
-    dense: tl.tuple,
-    affine: tl.tuple,
+    space: tl.tuple,
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
     TILE: tl.constexpr,
@@ -46,9 +42,9 @@ def _finish(
     DTYPE: tl.constexpr,
 ) -> None:
     """From normalized values to the output, which is zero where the mask hides."""
-    gamma, beta = gamma_and_beta(weight, bias, spot, size, dense, affine, LAYOUT, FINISH, TILE, REAL)
-    at = flat(spot, dense, TILE)
-    z = before_activation(x_hat, gamma, beta, residual, at, present, FINISH, REAL, DTYPE)
+    gamma, beta = gamma_and_beta(beside, spot, space, LAYOUT, FINISH, TILE, REAL)
+    at = flat(spot, space.dense, TILE)
+    z = before_activation(x_hat, gamma, beta, beside, at, present, FINISH, REAL, DTYPE)
     values = tl.where(present, activated(z, FINISH), 0.0)
     tl.store(y + at, rounded(values, DTYPE), mask=inside)
 
@@ -60,18 +56,8 @@ def forward(
     means: tl.tensor,
     m2s: tl.tensor,
     counts: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    residual: tl.tensor,
-    mask: tl.tensor,
-    mask_strides: tl.tuple,
-    size: tl.tuple,
-    dense: tl.tuple,
-    x_strides: tl.tuple,
-    affine: tl.tuple,
-    across: tl.tensor,
-    tiles: tl.tensor,
-    blocks: tl.tensor,
+    beside: tl.tuple,
+    space: tl.tuple,
     pieces: tl.tensor,
     per_piece: tl.tensor,
     statistics: tl.tensor,
@@ -87,35 +73,31 @@ def forward(
     REAL: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     DTYPE: tl.constexpr = x.dtype.element_ty
     program = tl.program_id(0)
-    piece = program // blocks % pieces
-    b = (program // blocks // pieces).to(tl.int64)
-    g = groups(program % blocks, TILE)
+    piece = program // space.blocks % pieces
+    b = (program // space.blocks // pieces).to(tl.int64)
+    g = groups(program % space.blocks, TILE)
     first = piece * per_piece
-    last = tl.minimum(first + per_piece, tiles)
+    last = tl.minimum(first + per_piece, space.tiles)
     if SINGLE:
-        spot, inside = place(b, g, first, across, size, TILE)
-        present = present_in(mask, inside, spot, mask_strides)
-        values = load(x, flat(spot, x_strides, TILE), present, REAL)
-        n = count_of(present, first, across, size, mask is not None, TILE)
+        spot, inside = place(b, g, first, space, TILE)
+        present = present_in(beside, inside, spot)
+        values = load(x, flat(spot, space.x, TILE), present, REAL)
+        n = count_of(present, first, space, beside.mask is not None, TILE)
         mean, m2 = moments_of(values, present, n, CENTERED, REAL)
         lost = m2 < 0
     else:
-        n, mean, m2, lost = sweep(
-            x, mask, b, g, first, last, across, size, x_strides, mask_strides, CENTERED, TILE, REAL
-        )
-    here = g < size[1]
+        n, mean, m2, lost = sweep(x, beside, b, g, first, last, space, CENTERED, TILE, REAL)
+    here = g < space.size.group
     if not DOUBLE:
         lost = lost | doubtful(n, mean, m2)
     if not DOUBLE or not SINGLE:
         lost = lost & here & (n > 0)
         if tl.sum(lost.to(tl.int32)) > 0:
-            exact = survey(
-                x, mask, b, g, first, last, across, size, x_strides, mask_strides, CENTERED, TILE, tl.float64
-            )
+            exact = survey(x, beside, b, g, first, last, space, CENTERED, TILE, tl.float64)
             # Of these alone: the others do not depend on their neighbors.
             mean = tl.where(lost, exact[1], mean)
             m2 = tl.where(lost, exact[2], m2)
-    at = piece.to(tl.int64) * statistics + b * size[1] + g
+    at = piece.to(tl.int64) * statistics + b * space.size.group + g
     tl.store(means + at, mean, mask=here)
     tl.store(m2s + at, m2, mask=here)
     if counts is not None:
@@ -124,19 +106,13 @@ def forward(
         scale = normalizers(mean, rstd_of(m2, n, EPS), REAL)
         if SINGLE:
             x_hat = normalized(values, scale, present)
-            _finish(
-                *(x_hat, y, weight, bias, residual, spot, inside, present, size, dense, affine),
-                *(LAYOUT, FINISH, TILE, REAL, DTYPE),
-            )
+            _finish(x_hat, y, beside, spot, inside, present, space, LAYOUT, FINISH, TILE, REAL, DTYPE)
         else:
             for t in range(first, last):
-                spot, inside = place(b, g, t, across, size, TILE)
-                present = present_in(mask, inside, spot, mask_strides)
-                x_hat = normalized(load(x, flat(spot, x_strides, TILE), present, REAL), scale, present)
-                _finish(
-                    *(x_hat, y, weight, bias, residual, spot, inside, present, size, dense, affine),
-                    *(LAYOUT, FINISH, TILE, REAL, DTYPE),
-                )
+                spot, inside = place(b, g, t, space, TILE)
+                present = present_in(beside, inside, spot)
+                x_hat = normalized(load(x, flat(spot, space.x, TILE), present, REAL), scale, present)
+                _finish(x_hat, y, beside, spot, inside, present, space, LAYOUT, FINISH, TILE, REAL, DTYPE)
 
 
 @triton.jit
@@ -175,18 +151,8 @@ def apply(
     y: tl.tensor,
     mean: tl.tensor,
     rstd: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    residual: tl.tensor,
-    mask: tl.tensor,
-    mask_strides: tl.tuple,
-    size: tl.tuple,
-    dense: tl.tuple,
-    x_strides: tl.tuple,
-    affine: tl.tuple,
-    across: tl.tensor,
-    tiles: tl.tensor,
-    blocks: tl.tensor,
+    beside: tl.tuple,
+    space: tl.tuple,
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
     TILE: tl.constexpr,
@@ -195,14 +161,11 @@ def apply(
     """y of given statistics, one tile."""
     REAL: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     program = tl.program_id(0)
-    b = (program // blocks // tiles).to(tl.int64)
-    g = groups(program % blocks, TILE)
-    spot, inside = place(b, g, program // blocks % tiles, across, size, TILE)
-    present = present_in(mask, inside, spot, mask_strides)
-    s, here = b * size[1] + g, g < size[1]
+    b = (program // space.blocks // space.tiles).to(tl.int64)
+    g = groups(program % space.blocks, TILE)
+    spot, inside = place(b, g, program // space.blocks % space.tiles, space, TILE)
+    present = present_in(beside, inside, spot)
+    s, here = b * space.size.group + g, g < space.size.group
     scale = normalizers(tl.load(mean + s, mask=here, other=0.0), tl.load(rstd + s, mask=here, other=0.0), REAL)
-    x_hat = normalized(load(x, flat(spot, x_strides, TILE), present, REAL), scale, present)
-    _finish(
-        *(x_hat, y, weight, bias, residual, spot, inside, present, size, dense, affine),
-        *(LAYOUT, FINISH, TILE, REAL, x.dtype.element_ty),
-    )
+    x_hat = normalized(load(x, flat(spot, space.x, TILE), present, REAL), scale, present)
+    _finish(x_hat, y, beside, spot, inside, present, space, LAYOUT, FINISH, TILE, REAL, x.dtype.element_ty)

@@ -49,31 +49,22 @@ def statistics_of(
 def backward_tile(
     dy: tl.tensor,
     x: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    residual: tl.tensor,
-    output: tl.tensor,
-    mask: tl.tensor,
+    beside: tl.tuple,
     spot: tl.tuple,
     inside: tl.tensor,
     scale: tl.tuple,
-    mask_strides: tl.tuple,
-    size: tl.tuple,
-    dense: tl.tuple,
-    x_strides: tl.tuple,
-    dy_strides: tl.tuple,
-    affine: tl.tuple,
+    space: tl.tuple,
     LAYOUT: tl.constexpr,
     FINISH: tl.constexpr,
     TILE: tl.constexpr,
     REAL: tl.constexpr,
 ) -> tl.tuple:
     """x̂ and dz of a tile, and the weight that multiplies there."""
-    present = present_in(mask, inside, spot, mask_strides)
-    gamma, beta = gamma_and_beta(weight, bias, spot, size, dense, affine, LAYOUT, FINISH, TILE, REAL)
-    x_hat = normalized(load(x, flat(spot, x_strides, TILE), present, REAL), scale, present)
+    present = present_in(beside, inside, spot)
+    gamma, beta = gamma_and_beta(beside, spot, space, LAYOUT, FINISH, TILE, REAL)
+    x_hat = normalized(load(x, flat(spot, space.x, TILE), present, REAL), scale, present)
     dz = gradient_of(
-        *(dy, x_hat, gamma, beta, residual, output, flat(spot, dy_strides, TILE), flat(spot, dense, TILE), present),
+        *(dy, x_hat, gamma, beta, beside, flat(spot, space.dy, TILE), flat(spot, space.dense, TILE), present),
         *(FINISH, REAL, x.dtype.element_ty),
     )
     return x_hat, dz, gamma, present
@@ -94,22 +85,20 @@ def per_parameter(values: tl.tensor, LEVELS: tl.constexpr) -> tl.tensor:
 @triton.jit
 def store_parts(
     parts: tl.tensor,
-    half: tl.tensor,
+    slots: tl.tuple,
     row: tl.tensor,
-    slots: tl.tensor,
     spot: tl.tuple,
-    size: tl.tuple,
-    slot: tl.tuple,
+    space: tl.tuple,
     weighted: tl.tensor,
     plain: tl.tensor,
     LEVELS: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
     """One row of the parameters' gradients, which another pass sums: Σ dz·x̂ and, half the array on, Σ dz."""
-    at = parts + row.to(tl.int64) * slots + along(spot, slot, LEVELS)
-    there = exists(spot, size, LEVELS, TILE)
+    at = parts + row.to(tl.int64) * slots.number + along(spot, slots.strides, LEVELS)
+    there = exists(spot, space, LEVELS, TILE)
     tl.store(at, weighted, mask=there)
-    tl.store(at + half, plain, mask=there)
+    tl.store(at + slots.half, plain, mask=there)
 
 
 @triton.jit
@@ -121,13 +110,16 @@ def store_input(
     gamma: tl.tensor,
     c1: tl.tensor,
     c2: tl.tensor,
-    rstd: tl.tensor,
-    at: tl.tensor,
+    scale: tl.tuple,
+    spot: tl.tuple,
     inside: tl.tensor,
     present: tl.tensor,
+    space: tl.tuple,
+    TILE: tl.constexpr,
 ) -> None:
     """dx = rstd · (γ·dz − c₁ − x̂·c₂), and dz for a residual; zeros where the mask hides."""
-    values = tl.where(present, (gamma * dz - c1 - x_hat * c2) * rstd, 0.0)
+    at = flat(spot, space.dense, TILE)
+    values = tl.where(present, (gamma * dz - c1 - x_hat * c2) * scale.rstd, 0.0)
     tl.store(dx + at, rounded(values, dx.dtype.element_ty), mask=inside)
     if dresidual is not None:
         tl.store(dresidual + at, rounded(dz, dresidual.dtype.element_ty), mask=inside)
