@@ -9,12 +9,10 @@ namespace evenorm::EVENORM_ISA {
 struct Center {
   double mean, rstd;
 
-  // Whether float32 can hold every step; what is outside of it is applied in float64. The rest of a tiny mean
-  // would be a denormal.
+  // Whether float32 can hold every step, here and on the way back; what is outside of it is worked in float64.
   bool narrow() const {
     double size = std::fabs(mean);
-    return (size <= 0x1p100) & ((size >= 0x1p-100) | (size == 0)) & (rstd >= 0x1p-80) &
-           (rstd <= 0x1p80);
+    return (size <= 0x1p80) & ((size >= 0x1p-80) | (size == 0)) & (rstd >= 0x1p-40) & (rstd <= 0x1p40);
   }
   double xhat(double x) const { return (x - mean) * rstd; }
 };
@@ -23,18 +21,64 @@ inline void rstds(const double* m2, Size count, double values, double eps, doubl
   for (Size k = 0; k < count; ++k) rstd[k] = 1 / std::sqrt(m2[k] / values + eps);
 }
 
-// xhat. A mean rounded to float32 alone would cost 6e-8 * |mean| / sigma, so its rest is subtracted too.
+// d = x - high, the deviation from the mean in R, and xhat = d * rstd + rest: a mean rounded to float32 alone would
+// cost 6e-8 * |mean| / sigma.
 template <class R>
 struct Standardize {
-  Vec<R> high, low, rstd;
+  Vec<R> high, rstd, rest;
 
   explicit Standardize(const Center& c)
-      : high(splat<R>(R(c.mean))), low(splat<R>(R(c.mean - double(R(c.mean))))),
-        rstd(splat<R>(R(c.rstd))) {}
+      : high(splat<R>(R(c.mean))), rstd(splat<R>(R(c.rstd))),
+        rest(splat<R>(R((double(R(c.mean)) - c.mean) * c.rstd))) {}
 
   template <class Lanes>
-  Vec<R> operator()(Vec<R> x, Size, Lanes) const {
-    return ((x - high) - low) * rstd;
+  Vec<R> deviation(Vec<R> x, Size, Lanes) const {
+    return x - high;
+  }
+  template <class Lanes>
+  Vec<R> xhat(Vec<R> d, Size, Lanes) const {
+    return multiply_add(d, rstd, rest);
+  }
+};
+
+// z of a run's deviations: xhat, then the scale of each element.
+template <class R, class Scale>
+struct Line : Standardize<R> {
+  Scale scale;
+
+  Line(const Center& c, const Scale& s) : Standardize<R>(c), scale(s) {}
+
+  template <class Lanes>
+  Vec<R> z(Vec<R> d, Size i, Lanes lanes) const {
+    return scale.affine(this->xhat(d, i, lanes), i, lanes);
+  }
+  // rstd * w * dz + rest.
+  template <class Lanes>
+  Vec<R> weighed(Vec<R> dz, Vec<R> rest, Size i, Lanes lanes) const {
+    return multiply_add(dz * scale.weight(i, lanes), this->rstd, rest);
+  }
+};
+
+// Where the run has one scale, both in one step.
+template <class R>
+struct Line<R, Uniform<R>> {
+  Vec<R> high, slope, level;
+
+  Line(const Center& c, const Uniform<R>& s)
+      : high(splat<R>(R(c.mean))), slope(splat<R>(R(c.rstd * double(s.w)))),
+        level(splat<R>(R((double(R(c.mean)) - c.mean) * (c.rstd * double(s.w)) + double(s.b)))) {}
+
+  template <class Lanes>
+  Vec<R> deviation(Vec<R> x, Size, Lanes) const {
+    return x - high;
+  }
+  template <class Lanes>
+  Vec<R> z(Vec<R> d, Size, Lanes) const {
+    return multiply_add(d, slope, level);
+  }
+  template <class Lanes>
+  Vec<R> weighed(Vec<R> dz, Vec<R> rest, Size, Lanes) const {
+    return multiply_add(dz, slope, rest);
   }
 };
 
@@ -48,21 +92,29 @@ inline To exact_apply(T x, const Center& center, const Scale& scale, const Finis
 }
 
 // All of them in vectors.
-template <class T, class To, class Standard, class Scale, class Finish>
-inline void apply_vectors(const T* x, To* y, Size n, const Standard& standard, const Scale& scale,
-                          const Finish& finish, Storing how) {
+template <class T, class To, class Standard, class Make>
+inline void apply_vectors(const T* x, To* y, Size n, const Standard& standard, const Make& make, bool stream) {
   using R = Real<T>;
   auto put = [&](Size i, Vec<R> z, auto lanes) { store<To, R>(y + i, z, lanes); };
-  auto xhat = [&](Size i, auto lanes) { return standard(load<R>(x + i, lanes), i, lanes); };
-  auto make = [&](Size i, auto lanes, Vec<R> xhat) {
-    return finish(scale.affine(xhat, i, lanes), i, lanes);
-  };
+  each_stored<R>(y, n, stream, [&](Size i, auto lanes) {
+    return make(standard.deviation(load<R>(x + i, lanes), i, lanes), i, lanes);
+  }, put);
+}
+
+// The same with the line, and where xhat is rounded to the element type with what makes it.
+template <class T, class To, class L, class Standard, class Scale, class Finish>
+inline void apply_line(const T* x, To* y, Size n, const L& line, const Standard& standard, const Scale& scale,
+                       const Finish& finish, Storing how) {
+  using R = Real<T>;
   if (!std::is_same_v<R, T> && how.round_normalized) {
-    each_stored<R>(y, n, false, [&](Size i, auto lanes) {
-      return make(i, lanes, through<T, R>(xhat(i, lanes)));
-    }, put);
+    auto make = [&](Vec<R> d, Size i, auto lanes) {
+      Vec<R> xhat = through<T, R>(standard.xhat(d, i, lanes));
+      return finish(scale.affine(xhat, i, lanes), i, lanes);
+    };
+    apply_vectors(x, y, n, standard, make, false);
   } else {
-    each_stored<R>(y, n, how.stream, [&](Size i, auto lanes) { return make(i, lanes, xhat(i, lanes)); }, put);
+    auto make = [&](Vec<R> d, Size i, auto lanes) { return finish(line.z(d, i, lanes), i, lanes); };
+    apply_vectors(x, y, n, line, make, how.stream);
   }
 }
 
@@ -78,8 +130,9 @@ EVENORM_LOOP void standardize_runs(const T* x, To* y, Size n, Several several, c
     const Center& center = centers[r * several.center];
     Finish at = finish.at(r * several.dense);
     auto own = scale.at(r);
-    if (center.narrow()) {
-      apply_vectors(x, y, n, Standardize<Real<T>>(center), own, at, how);
+    if (center.narrow() && own.narrow()) {
+      using R = Real<T>;
+      apply_line(x, y, n, Line<R, decltype(own)>(center, own), Standardize<R>(center), own, at, how);
     } else {
       for (Size i = 0; i < n; ++i) {
         y[i] = exact_apply<T, To>(x[i], center, own, at, i, how.round_normalized);

@@ -129,14 +129,8 @@ class Kernel {
                 Pointer bias, Pointer residual, Pointer output, Pointer dweight, Pointer dbias,
                 Pointer d_residual, Pointer mask) const {
     Call call = masked(mask);
-    gradient(call, dy, x, output);
-    call.out = room(dx);
     statistics(call, mean, m2);
-    finish(call, weight, bias, residual);
-    call.dweight = at<double>(dweight);
-    call.dbias = at<double>(dbias);
-    call.d_residual = room(d_residual);
-    verbs().backward(call);
+    back(call, dy, x, dx, weight, bias, residual, output, dweight, dbias, d_residual);
   }
 
   void remembered(Pointer x, Pointer y, Pointer running_mean, Pointer running_variance, int dtype,
@@ -154,14 +148,13 @@ class Kernel {
     Rows sums(plan_.parameters);
     Pointer to_weight = d_weight ? address(sums.first) : 0;
     Pointer to_bias = d_bias ? address(sums.second) : 0;
-    if (given) {
-      if (d_weight || d_bias) {
-        grad_sums(dy, x, mean, spread, weight, bias, residual, output, 0, 0, to_weight, to_bias, 0);
-      }
+    if (given && !d_weight && !d_bias) {
       grad_input(dy, x, dx, mean, spread, weight, bias, residual, output, 0, 0, d_residual, 0);
     } else {
-      backward(dy, x, dx, mean, spread, weight, bias, residual, output, to_weight, to_bias,
-               d_residual, 0);
+      Call call = call_;
+      statistics(call, mean, given ? 0 : spread);
+      if (given) call.rstd = at<double>(spread);
+      back(call, dy, x, dx, weight, bias, residual, output, to_weight, to_bias, d_residual);
     }
     if (d_weight) round_sums(sums.first, plan_.parameters, call_.parameter_dtype, at<void>(d_weight));
     if (d_bias) round_sums(sums.second, plan_.parameters, call_.parameter_dtype, at<void>(d_bias));
@@ -182,6 +175,17 @@ class Kernel {
     bool wide = call_.dtype == Dtype::float64, narrow = call_.dtype >= Dtype::bfloat16;
     if (p) prefer_huge_pages(at<void>(p), plan_.numel * (wide ? 8 : narrow ? 2 : 4));
     return at<void>(p);
+  }
+  void back(Call& call, Pointer dy, Pointer x, Pointer dx, Pointer weight, Pointer bias,
+            Pointer residual, Pointer output, Pointer dweight, Pointer dbias,
+            Pointer d_residual) const {
+    gradient(call, dy, x, output);
+    call.out = room(dx);
+    finish(call, weight, bias, residual);
+    call.dweight = at<double>(dweight);
+    call.dbias = at<double>(dbias);
+    call.d_residual = room(d_residual);
+    verbs().backward(call);
   }
   static void statistics(Call& call, Pointer mean, Pointer m2) {
     call.mean = at<double>(mean);
@@ -297,7 +301,7 @@ NB_MODULE(_cpu, m) {
            nb::arg("residual"), nb::arg("output"), nb::arg("d_weight"), nb::arg("d_bias"),
            nb::arg("d_residual"),
            "backward, the parameters' gradients in their own type; of given statistics, whose spread\n"
-           "is rstd and not M2, grad_sums and grad_input.");
+           "is rstd and not M2, grad_sums and grad_input in one.");
 
   m.def(
       "absorb",

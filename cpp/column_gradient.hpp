@@ -12,6 +12,7 @@ class ColumnGradient : public Columns<T> {
   using typename Base::Place;
   using typename Base::R;
   using typename Base::Range;
+  using typename Base::Work;
   using Base::call_;
   using Base::cut_;
   using Base::dy_;
@@ -28,22 +29,29 @@ class ColumnGradient : public Columns<T> {
  public:
   explicit ColumnGradient(const Call& call)
       : Base(call), wants_parameters_(call.dweight || call.dbias),
-        parts_(cut_.pieces / cut_.pieces_per_part), room_(Slab<R>::rounded(cut_.block)),
+        parts_(cut_.pieces / cut_.pieces_per_part), room_(Slab::rounded(cut_.block)),
         by_row_(wants_parameters_ && plan_.by_row ? plan_.batch * plan_.outer * cut_.blocks : 0),
         at_once_(wants_parameters_ && !plan_.by_row && plan_.batch * parts_ == 1 && parameters_.as_they_are()),
         by_column_(wants_parameters_ && !plan_.by_row && !at_once_
                        ? plan_.batch * cut_.blocks * parts_ * 2 * room_
                        : 0) {}
 
-  // Sums, and the input's gradient where one is asked for.
+  // Sums, and the input's gradient where one is asked for: at once where statistics are given, since then it depends on
+  // no sum.
   void sums() {
-    auto prepare = [&](const Place& p, Slab<R>& slab) { this->given(p, slab, false); };
-    auto first = [&](const Place& p, Size piece, Slab<R>& slab) { sums(p, piece, slab); };
-    auto done = [&](const Place& p, Slab<R>& slab) { finish(p, slab); };
-    if (out_) {
-      this->sweep(prepare, first, done, [&](const Place& p, Size piece, Slab<R>& slab) {
-        Base::grad_input(p, piece, slab);
-      });
+    auto prepare = [&](const Place& p, Work& work) { this->given(p, work.slab, false); };
+    auto first = [&](const Place& p, Size piece, Work& work) { sums(p, piece, work); };
+    auto done = [&](const Place& p, Work& work) { finish(p, work.slab); };
+    if (out_ && call_.rstd) {
+      const T* x = epilogue_.bent() ? x_ : nullptr;
+      auto both = [&](const Place& p, Size piece, Work& work) {
+        sums(p, piece, work);
+        Base::grad_input(p, piece, work, x);
+      };
+      this->sweep(prepare, both, done, nullptr);
+    } else if (out_) {
+      this->sweep(prepare, first, done,
+                  [&](const Place& p, Size piece, Work& work) { Base::grad_input(p, piece, work); });
     } else {
       this->sweep(prepare, first, done, nullptr);
     }
@@ -51,47 +59,50 @@ class ColumnGradient : public Columns<T> {
   }
 
  private:
-  void sums(const Place& p, Size piece, Slab<R>& slab) {
+  void sums(const Place& p, Size piece, Work& work) {
+    auto& [slab, lines] = work;
     Range range = this->rows(piece);
     double* plain = slab.partial + 2 * piece * slab.room;
-    for (Size k = 0; k < 2 * slab.room; ++k) plain[k] = 0;
+    clear(plain, 2 * slab.room);
+    lines.prepare(slab, p.width, this->folded(p, piece));
     for (Size r = range.first; r < range.stop; r += kLinks) {
       Range tile{r, r + kLinks < range.stop ? r + kLinks : range.stop};
-      clear_chains(slab);
-      add(p, tile, slab);
-      flush_chains(p.width, slab, plain, plain + slab.room,
+      lines.clear_chains();
+      add(p, piece, tile, work);
+      flush_chains(p.width, slab, lines, plain, plain + slab.room,
                    [&](Size k) { return column(p, tile, slab, k); });
     }
   }
 
-  // Adds at most kLinks rows to the chains.
-  void add(const Place& p, const Range& tile, Slab<R>& slab) {
+  // Adds at most kLinks rows of a piece to the chains.
+  void add(const Place& p, Size piece, const Range& tile, Work& work) {
     Several several{tile.stop - tile.first, cut_.fold * plan_.x.outer, cut_.fold * plan_.dy.outer,
                     cut_.fold * plan_.dense.outer, 0};
     const T* dy = dy_ + offset(plan_.dy, p, tile.first);
     const T* x = x_ + offset(plan_.x, p, tile.first);
     Epilogue<T> epilogue = epilogue_.at(offset(plan_.dense, p, tile.first));
     if (mask_ || epilogue.curved() || (plan_.by_row && epilogue.bent())) {
-      for (Size row = tile.first; row < tile.stop; ++row) add(p, row, slab);
+      for (Size row = tile.first; row < tile.stop; ++row) add(p, piece, row, work);
     } else if (plan_.by_row) {
-      add_weighted(p, tile, dy, x, several, slab);
+      add_weighted(p, tile, dy, x, several, work);
     } else {
-      with_scale(parameters_, this->index(p, tile.first), [&](const auto& scale) {
-        with_row_way(x, p.width, slab, scale, epilogue,
-                     [&](const auto& way) { add_rows(dy, x, p.width, several, slab, way); });
+      Folded<R> scale = this->folded(p, piece);
+      with_row_way(x, p.width, work.slab, work.lines, scale, epilogue, [&](const auto& way) {
+        add_rows(dy, x, p.width, several, work.lines, way.scale(scale), way);
       });
     }
   }
 
   void add_weighted(const Place& p, const Range& tile, const T* dy, const T* x, const Several& several,
-                    Slab<R>& slab) {
-    R w[kLinks];
+                    Work& work) {
+    R w[kLinks]{};
     GradSums sums[kLinks];
-    for (Size r = 0; r < several.runs; ++r) w[r] = parameters_.weight(this->index(p, tile.first + r));
-    add_weighted_rows(dy, x, p.width, several, slab, w, sums);
+    for (Size r = 0; r < several.runs; ++r) w[r] = this->uniform(p, tile.first + r).w;
+    add_weighted_rows(dy, x, p.width, several, work.lines, w, sums);
     for (Size r = 0; wants_parameters_ && r < several.runs; ++r) {
-      if (*slab.odds || !sums[r].finite()) {
-        sums[r] = exact_row(dy + r * several.dy, x + r * several.x, p.width, slab, Uniform<R>{w[r], 0}, epilogue_);
+      if (work.lines.odds || !sums[r].finite()) {
+        sums[r] = exact_row(dy + r * several.dy, x + r * several.x, p.width, work.slab, Uniform<R>{w[r], 0},
+                            epilogue_);
       }
       *row_sums(p, tile.first + r) = sums[r];
     }
@@ -101,7 +112,7 @@ class ColumnGradient : public Columns<T> {
     return &by_row_[(p.batch * plan_.outer + row) * cut_.blocks + p.number % cut_.blocks];
   }
 
-  void add(const Place& p, Size row, Slab<R>& slab) {
+  void add(const Place& p, Size piece, Size row, Work& work) {
     Window window = this->window(p, row, p.width);
     Seen seen = this->seen(window);
     GradSums* by_row = wants_parameters_ && plan_.by_row ? row_sums(p, row) : nullptr;
@@ -109,30 +120,30 @@ class ColumnGradient : public Columns<T> {
     if (seen == Seen::none) return;
     Clean<T> clean(dy_ + offset(plan_.dy, p, row), x_ + offset(plan_.x, p, row),
                    epilogue_.at(offset(plan_.dense, p, row)), {}, window, seen);
-    Size index = this->index(p, row);
-    if (!plan_.by_row) {
-      return with_scale(parameters_, index, [&](const auto& scale) {
-        with_row_way(clean.x, p.width, slab, scale, clean.epilogue, [&](const auto& way) {
-          add_row(clean.dy, clean.x, p.width, slab, way);
-        });
-      });
+    if (plan_.by_row) {
+      GradSums sum = add_uniform_row(clean.dy, clean.x, p.width, work.slab, work.lines, this->uniform(p, row),
+                                     clean.epilogue);
+      if (by_row) *by_row = sum;
+      return;
     }
-    Uniform<R> scale{parameters_.weight(index), parameters_.bias(index)};
-    GradSums sum = add_uniform_row(clean.dy, clean.x, p.width, slab, scale, clean.epilogue);
-    if (by_row) *by_row = sum;
+    this->with_piece_scale(p, piece, [&](const auto& scale) {
+      with_row_way(clean.x, p.width, work.slab, work.lines, scale, clean.epilogue, [&](const auto& way) {
+        add_row(clean.dy, clean.x, p.width, work.lines, way.scale(scale), way);
+      });
+    });
   }
 
   // A column in float64.
-  GradSums column(const Place& p, const Range& tile, const Slab<R>& slab, Size k) const {
+  GradSums column(const Place& p, const Range& tile, const Slab& slab, Size k) const {
     GradSums sum;
     for (Size row = tile.first; row < tile.stop; ++row) {
-      double w = plan_.by_row ? double(parameters_.weight(this->index(p, row))) : 1;
+      double w = plan_.by_row ? double(this->uniform(p, row).w) : 1;
       sum.add(exact(p, row, slab, k), w);
     }
     return sum;
   }
 
-  GradSums exact(const Place& p, Size row, const Slab<R>& slab, Size k) const {
+  GradSums exact(const Place& p, Size row, const Slab& slab, Size k) const {
     if (mask_ && !this->window(p, row, p.width).at(k)) return {};
     return with_scale(parameters_, this->index(p, row), [&](const auto& scale) {
       return exact_terms(dy_ + offset(plan_.dy, p, row), x_ + offset(plan_.x, p, row), k, slab, scale,
@@ -141,7 +152,7 @@ class ColumnGradient : public Columns<T> {
   }
 
   // Sums of pieces into those of parts and of statistics.
-  void finish(const Place& p, Slab<R>& slab) {
+  void finish(const Place& p, Slab& slab) {
     Size each = cut_.pieces_per_part;
     for (Size part = 0; part < parts_; ++part) {
       double* total = slab.partial + 2 * part * each * slab.room;
@@ -169,7 +180,6 @@ class ColumnGradient : public Columns<T> {
         this->set(slab, g, slab.center(g * plan_.inner), {sum.plain, sum.normalized});
       });
     }
-    if (out_) slab.settle(p.width);
   }
 
   // The sums of statistics are kept, and made means.
@@ -184,7 +194,7 @@ class ColumnGradient : public Columns<T> {
   }
 
   // c1 and c2 are the sums of columns, weights included.
-  void weigh(const Place& p, Slab<R>& slab) const {
+  void weigh(const Place& p, Slab& slab) const {
     clear(slab.c1, p.width);
     clear(slab.c2, p.width);
     for (Size part = 0; part < parts_; ++part) {
@@ -205,7 +215,7 @@ class ColumnGradient : public Columns<T> {
     if (to) std::memcpy(to + this->index(p, 0), total, std::size_t(p.width) * sizeof(double));
   }
 
-  void add_tail(const Place& p, const Slab<R>& slab, double* total) const {
+  void add_tail(const Place& p, const Slab& slab, double* total) const {
     for (Size k = 0; k < tail_ * row_; ++k) {
       GradSums terms = exact(p, cut_.rows, slab, k);
       total[k] += terms.plain;
@@ -213,7 +223,7 @@ class ColumnGradient : public Columns<T> {
     }
   }
 
-  GradSums group_sums(const Slab<R>& slab, Size group) const {
+  GradSums group_sums(const Slab& slab, Size group) const {
     GradSums sum;
     for (Size f = 0; f < cut_.fold; ++f) {
       Size k = f * row_ + group * plan_.inner;

@@ -91,22 +91,22 @@ inline bool guess_means(const Rows<T>& rows, Size width, Real<T>* center) {
 // `to` of the columns of some rows; a column is done again in float64 where float32 may have failed, or
 // where (sum d)^2 / n above 3/4 of sum d^2 shows that the guess was too far off.
 template <class T>
-inline void column_moments(const Rows<T>& rows, Size width, bool centered, const Slab<Real<T>>& slab,
+inline void column_moments(const Rows<T>& rows, Size width, bool centered, const Lines<Real<T>>& lines,
                            const ColumnMoments& to) {
   using R = Real<T>;
-  R* center = slab.guess;
-  for (Size k = 0; k < slab.room; ++k) center[k] = 0, to.mean[k] = to.m2[k] = 0;
+  R* center = lines.guess;
+  for (Size k = 0; k < lines.room; ++k) center[k] = 0, to.mean[k] = to.m2[k] = 0;
   if (rows.count == 0) return;
   bool exact = !centered || guess_means(rows, width, center);
   for (Size r = 0; r < rows.count;) {
     Size stop = r + kLinks < rows.count ? r + kLinks : rows.count;
-    clear_chains(slab);
+    lines.clear_chains();
     for (; r + kTogether <= stop; r += kTogether) {
-      add_deviations<kTogether>(rows, r, width, center, slab.chain1, slab.chain2);
+      add_deviations<kTogether>(rows, r, width, center, lines.chain1, lines.chain2);
     }
-    for (; r < stop; ++r) add_deviations<1>(rows, r, width, center, slab.chain1, slab.chain2);
-    for (Size k = 0; k < width; ++k) to.mean[k] += double(slab.chain1[k]);
-    for (Size k = 0; k < width; ++k) to.m2[k] += double(slab.chain2[k]);
+    for (; r < stop; ++r) add_deviations<1>(rows, r, width, center, lines.chain1, lines.chain2);
+    for (Size k = 0; k < width; ++k) to.mean[k] += double(lines.chain1[k]);
+    for (Size k = 0; k < width; ++k) to.m2[k] += double(lines.chain2[k]);
   }
   double n = double(rows.count), each = 1 / n, least = exact ? -1 : 0.25;
   Size failed = 0;

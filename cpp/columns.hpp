@@ -18,7 +18,7 @@ template <class T>
 class Columns {
  public:
   explicit Columns(const Call& call)
-      : call_(call), plan_(call.plan), cut_(call.plan.column), by_run_(plan_.in_order && cut_.fold == 1),
+      : call_(call), plan_(call.plan), cut_(call.rstd ? plan_.given_column : plan_.column), by_run_(plan_.in_order && cut_.fold == 1),
         parameters_(call, plan_.by_element && !(by_run_ && !call.dy)), run_parameters_(call, false),
         epilogue_(call), mask_(call),
         valid_rows_(mask_ && plan_.mask.group == 0 ? plan_.batch * plan_.outer : 0),
@@ -29,28 +29,34 @@ class Columns {
   }
 
   void moments() {
-    sweep(nullptr, [&](const Place& p, Size piece, Slab<R>& slab) { moments(p, piece, slab); },
-          [&](const Place& p, Slab<R>& slab) { finish_moments(p, slab); }, nullptr);
+    sweep(nullptr, [&](const Place& p, Size piece, Work& work) { moments(p, piece, work); },
+          [&](const Place& p, Work& work) { finish_moments(p, work.slab); }, nullptr);
   }
 
   void apply() {
-    sweep([&](const Place& p, Slab<R>& slab) { given(p, slab, false); }, nullptr, nullptr,
-          [&](const Place& p, Size piece, Slab<R>& slab) { apply(p, piece, slab); });
+    sweep([&](const Place& p, Work& work) { given(p, work.slab, false); }, nullptr, nullptr,
+          [&](const Place& p, Size piece, Work& work) { apply(p, piece, work); });
   }
 
   void forward() {
-    sweep(nullptr, [&](const Place& p, Size piece, Slab<R>& slab) { moments(p, piece, slab); },
-          [&](const Place& p, Slab<R>& slab) { finish_moments(p, slab); },
-          [&](const Place& p, Size piece, Slab<R>& slab) { apply(p, piece, slab); });
+    sweep(nullptr, [&](const Place& p, Size piece, Work& work) { moments(p, piece, work); },
+          [&](const Place& p, Work& work) { finish_moments(p, work.slab); },
+          [&](const Place& p, Size piece, Work& work) { apply(p, piece, work); });
   }
 
   void grad_input() {
-    sweep([&](const Place& p, Slab<R>& slab) { given(p, slab, true); }, nullptr, nullptr,
-          [&](const Place& p, Size piece, Slab<R>& slab) { grad_input(p, piece, slab); });
+    sweep([&](const Place& p, Work& work) { given(p, work.slab, true); }, nullptr, nullptr,
+          [&](const Place& p, Size piece, Work& work) { grad_input(p, piece, work); });
   }
 
  protected:
   using R = Real<T>;
+
+  // What a step is given: the slab, and the thread's own lines.
+  struct Work {
+    Slab slab;
+    Lines<R> lines;
+  };
 
   // A slab: columns [first, first + width) of the folded rows of one batch index.
   struct Place {
@@ -100,7 +106,7 @@ class Columns {
     for (Size g = 0; g < count; ++g) f(p.batch * plan_.group + first + g, g);
   }
 
-  void set(Slab<R>& slab, Size group, const Center& center, const Pull& pull) const {
+  void set(Slab& slab, Size group, const Center& center, const Pull& pull) const {
     if (by_run_) slab.centers[group] = center, slab.pulls[group] = pull;
     if (by_run_ && !call_.dy) return;
     for (Size f = 0; f < cut_.fold; ++f) {
@@ -167,18 +173,17 @@ class Columns {
     double mean = call_.mean ? call_.mean[s] : 0;
     return call_.rstd ? mask_.center(s, {mean, call_.rstd[s]}) : center(s, mean, call_.m2[s]);
   }
-  void given(const Place& p, Slab<R>& slab, bool pulled) const {
+  void given(const Place& p, Slab& slab, bool pulled) const {
     if (cut_.fold * plan_.inner == 1 && !mask_) return given_columns(p, slab, pulled);
     each_group(p, [&](Size s, Size g) {
       Pull pull;
       if (pulled) pull = {call_.s1 ? call_.s1[s] : 0, call_.s2 ? call_.s2[s] : 0};
       set(slab, g, given(s), pull);
     });
-    settle(p, slab);
   }
 
   // The same where every column is a statistic.
-  void given_columns(const Place& p, Slab<R>& slab, bool pulled) const {
+  void given_columns(const Place& p, Slab& slab, bool pulled) const {
     Size first = p.batch * plan_.group + p.first;
     auto copy = [&](const double* from, double* to) {
       for (Size k = 0; k < p.width; ++k) to[k] = from ? from[first + k] : 0;
@@ -191,10 +196,9 @@ class Columns {
     }
     copy(pulled ? call_.s1 : nullptr, slab.c1);
     copy(pulled ? call_.s2 : nullptr, slab.c2);
-    slab.settle(p.width);
   }
 
-  // prepare(place, slab), first(place, piece, slab), done(place, slab), second(place, piece, slab), each of
+  // prepare(place, work), first(place, piece, work), done(place, work), second(place, piece, work), each of
   // which may be null. A slab's steps follow one another while it lies in the cache, unless there are too
   // few slabs for the threads.
   template <class Prepare, class First, class Done, class Second>
@@ -203,24 +207,24 @@ class Columns {
     Size slabs = plan_.batch * cut_.blocks, pieces = cut_.pieces;
     bool whole = threads == 1 || slabs >= kSlabsPerThread * threads;
     Size partials = is_null<First> ? 0 : pieces;
-    Size shared = Slab<R>::shared(cut_.block, partials), own = Slab<R>::own(cut_.block);
+    Size shared = Slab::doubles(cut_.block, partials), own = Lines<R>::doubles(cut_.block);
     Buffer<double> slab_memory((whole ? threads : slabs) * shared), thread_memory(threads * own);
-    auto slab_at = [&](Size index, int thread) {
-      return Slab<R>(slab_memory.get() + index * shared, thread_memory.get() + thread * own,
-                     cut_.block, partials);
+    auto work_at = [&](Size index, int thread) {
+      return Work{Slab(slab_memory.get() + index * shared, cut_.block, partials),
+                  Lines<R>(thread_memory.get() + thread * own, cut_.block)};
     };
     if (whole) {
       Size together = kTask * slabs / plan_.numel + 1;
       parallel(threads, (slabs + together - 1) / together, [&](Size task, int thread) {
         Size stop = (task + 1) * together < slabs ? (task + 1) * together : slabs;
-        Slab<R> slab = slab_at(thread, thread);
+        Work work = work_at(thread, thread);
         for (Size number = task * together; number < stop; ++number) {
           Place p = place(number);
-          call(prepare, p, slab);
-          for (Size piece = 0; piece < pieces; ++piece) call(first, p, piece, slab);
-          call(done, p, slab);
+          call(prepare, p, work);
+          for (Size piece = 0; piece < pieces; ++piece) call(first, p, piece, work);
+          call(done, p, work);
           // Backwards: what was read last is still in the cache.
-          for (Size piece = pieces; piece-- > 0;) call(second, p, piece, slab);
+          for (Size piece = pieces; piece-- > 0;) call(second, p, piece, work);
         }
       });
       return;
@@ -228,15 +232,15 @@ class Columns {
     auto each_slab = [&](const auto& step) {
       if constexpr (is_null<std::decay_t<decltype(step)>>) return;
       parallel(threads, slabs, [&](Size number, int thread) {
-        Slab<R> slab = slab_at(number, thread);
-        call(step, place(number), slab);
+        Work work = work_at(number, thread);
+        call(step, place(number), work);
       });
     };
     auto each_piece = [&](const auto& step) {
       if constexpr (is_null<std::decay_t<decltype(step)>>) return;
       parallel(threads, slabs * pieces, [&](Size task, int thread) {
-        Slab<R> slab = slab_at(task / pieces, thread);
-        call(step, place(task / pieces), task % pieces, slab);
+        Work work = work_at(task / pieces, thread);
+        call(step, place(task / pieces), task % pieces, work);
       });
     };
     each_slab(prepare);
@@ -250,16 +254,16 @@ class Columns {
     if constexpr (!is_null<Step>) step(arguments...);
   }
 
-  void moments(const Place& p, Size piece, const Slab<R>& slab) const {
-    column_moments(valid_rows(p, piece), p.width, call_.centered, slab, partial(p, slab, piece));
+  void moments(const Place& p, Size piece, const Work& work) const {
+    column_moments(valid_rows(p, piece), p.width, call_.centered, work.lines, partial(p, work.slab, piece));
   }
 
-  ColumnMoments partial(const Place& p, const Slab<R>& slab, Size piece) const {
+  ColumnMoments partial(const Place& p, const Slab& slab, Size piece) const {
     double* memory = slab.partial + 2 * piece * slab.room;
     return {double(valid_rows(p, piece).count), memory, memory + slab.room};
   }
 
-  void finish_moments(const Place& p, Slab<R>& slab) const {
+  void finish_moments(const Place& p, Slab& slab) const {
     ColumnMoments all = partial(p, slab, 0);
     for (Size piece = 1; piece < cut_.pieces; ++piece) {
       merge_columns(partial(p, slab, piece), p.width, all);
@@ -270,12 +274,6 @@ class Columns {
       if (call_.m2) call_.m2[s] = m.m2;
       set(slab, g, center(s, m.mean, m.m2), {});
     });
-    settle(p, slab);
-  }
-
-  // Columns of runs that are worked one by one are asked for by the sums of backward alone.
-  void settle(const Place& p, Slab<R>& slab) const {
-    if (!by_run_ || call_.dy) slab.settle(p.width);
   }
 
   // Columns of equal counts: the M2 of their means times the count, and the sum of theirs.
@@ -295,51 +293,71 @@ class Columns {
     return m;
   }
 
-  void apply(const Place& p, Size piece, const Slab<R>& slab) const {
+  void apply(const Place& p, Size piece, Work& work) const {
     if (by_run_) {
       return each_row(p, piece, [&](Size r, Size width) {
         Size flat = offset(plan_.dense, p, r), n = plan_.inner;
-        apply_runs(x_ + offset(plan_.x, p, r), out_ + flat, n, Several{width / n, n, n, n, 1}, slab.centers,
+        apply_runs(x_ + offset(plan_.x, p, r), out_ + flat, n, Several{width / n, n, n, n, 1}, work.slab.centers,
                    run_parameters_.uniforms(flat), epilogue_.at(flat), call_.stream);
       });
     }
+    work.lines.prepare(work.slab, p.width, folded(p, piece));
     each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
       shown(p, r, width, [&](Size flat) {
-        apply_row(x_ + offset(plan_.x, p, r), out_ + flat, width, slab, scale, epilogue_.at(flat),
+        apply_row(x_ + offset(plan_.x, p, r), out_ + flat, width, work.slab, work.lines, scale, epilogue_.at(flat),
                   call_.stream);
       });
     });
   }
 
-  void grad_input(const Place& p, Size piece, const Slab<R>& slab) const {
+  void grad_input(const Place& p, Size piece, Work& work) const { grad_input(p, piece, work, x_); }
+
+  // Of the values `x`, or of none where nothing depends on them.
+  void grad_input(const Place& p, Size piece, Work& work, const T* x) const {
     if (by_run_) {
       return each_row(p, piece, [&](Size r, Size width) {
         Size flat = offset(plan_.dense, p, r), n = plan_.inner;
-        grad_input_runs(dy_ + offset(plan_.dy, p, r), x_ ? x_ + offset(plan_.x, p, r) : nullptr, out_ + flat,
-                        n, Several{width / n, n, n, n, 1}, slab.centers, slab.pulls,
+        grad_input_runs(dy_ + offset(plan_.dy, p, r), x ? x + offset(plan_.x, p, r) : nullptr, out_ + flat,
+                        n, Several{width / n, n, n, n, 1}, work.slab.centers, work.slab.pulls,
                         run_parameters_.uniforms(flat), epilogue_.at(flat), call_.stream);
       });
     }
+    work.lines.prepare_back(work.slab, p.width, folded(p, piece));
     each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
       shown(p, r, width, [&](Size flat) {
-        grad_input_row(dy_ + offset(plan_.dy, p, r), x_ ? x_ + offset(plan_.x, p, r) : nullptr,
-                       out_ + flat, width, slab, scale, epilogue_.at(flat), call_.stream);
+        grad_input_row(dy_ + offset(plan_.dy, p, r), x ? x + offset(plan_.x, p, r) : nullptr,
+                       out_ + flat, width, work.slab, work.lines, scale, epilogue_.at(flat), call_.stream);
       });
     });
   }
 
-  // The same with the scale, which is the piece's unless it is the row's.
+  // The parameters that lines hold for a piece: all, unless each row has its own or xhat is rounded before.
+  Folded<R> folded(const Place& p, Size piece) const {
+    if (!parameters_.by_element() || epilogue_.round_normalized) return {};
+    const R* b = parameters_.bias();
+    Size index = this->index(p, rows(piece).first);
+    return {parameters_.weight() + index, b ? b + index : b};
+  }
+
+  Uniform<R> uniform(const Place& p, Size row) const {
+    Size index = this->index(p, row);
+    return {parameters_.weight(index), parameters_.bias(index)};
+  }
+
+  // Calls f with the scale of a piece's rows, where these do not have one each.
+  template <class F>
+  void with_piece_scale(const Place& p, Size piece, F&& f) const {
+    if (!epilogue_.round_normalized) return f(folded(p, piece));
+    with_scale(parameters_, index(p, rows(piece).first), f);
+  }
+
+  // Calls f(row, width, scale) for the rows of a piece.
   template <class F>
   void each_scaled_row(const Place& p, Size piece, F&& f) const {
-    if (!parameters_.by_element() && plan_.by_row) {
-      each_row(p, piece, [&](Size r, Size width) {
-        with_scale(parameters_, index(p, r), [&](const auto& scale) { f(r, width, scale); });
-      });
-    } else {
-      with_scale(parameters_, index(p, rows(piece).first), [&](const auto& scale) {
-        each_row(p, piece, [&](Size r, Size width) { f(r, width, scale); });
-      });
-    }
+    if (plan_.by_row) return each_row(p, piece, [&](Size r, Size width) { f(r, width, uniform(p, r)); });
+    with_piece_scale(p, piece, [&](const auto& scale) {
+      each_row(p, piece, [&](Size r, Size width) { f(r, width, scale); });
+    });
   }
 
   const Call& call_;

@@ -5,11 +5,6 @@
 
 namespace evenorm::EVENORM_ISA {
 
-template <class V>
-inline void clear(V* values, Size n) {
-  if (n > 0) std::memset(static_cast<void*>(values), 0, std::size_t(n) * sizeof(V));
-}
-
 // Chains from an entry on; what they hold counts unless they are new.
 template <class R>
 struct EntryChains {

@@ -40,6 +40,8 @@ class EntryGradient : public Runs<T> {
   Pull pull(Size s, const GradSums& sums) const {
     if (call_.s1) call_.s1[s] = sums.plain;
     if (call_.s2) call_.s2[s] = sums.normalized;
+    // Given statistics do not depend on the input.
+    if (call_.rstd) return {};
     double n = mask_.values(s);
     return {call_.centered ? sums.plain / n : 0, sums.normalized / n};
   }
@@ -102,10 +104,11 @@ class EntryGradient : public Runs<T> {
                GradSums* sums) const {
     with_elements(parameters_, index, [&](const auto& scale) {
       with_run_way(runs.x, n, *centers, scale, runs.epilogue, [&](const auto& way) {
+        auto own = way.scale(scale);
         if (wants_parameters_) {
-          grad_sums_in<true>(runs.dy, runs.x, n, runs.several, centers, scale.w, to.chains(index, n), way, sums);
+          grad_sums_in<true>(runs.dy, runs.x, n, runs.several, centers, own, to.chains(index, n), way, sums);
         } else {
-          grad_sums_in<false>(runs.dy, runs.x, n, runs.several, centers, scale.w, EntryChains<R>{}, way, sums);
+          grad_sums_in<false>(runs.dy, runs.x, n, runs.several, centers, own, EntryChains<R>{}, way, sums);
         }
       });
     });

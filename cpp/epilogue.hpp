@@ -92,38 +92,42 @@ struct Clamped {
   }
 };
 
-// What a loop does with dy to get dz; at(i, run) is the way from element i on, which a run begins.
+// What a loop does with dy to get dz, from the deviation and the line that makes z of it; at(i) is the way from
+// element i on, and scale(s) what it needs of a scale.
 struct Straight {
-  Straight at(Size, Size = 0) const { return {}; }
+  Straight at(Size) const { return {}; }
+  template <class Scale>
+  auto scale(const Scale& s) const {
+    return s.weights();
+  }
 
-  template <class V, class Lanes>
-  V operator()(V dy, V, Size, Lanes) const {
+  template <class V, class Line, class Lanes>
+  V operator()(V dy, V, const Line&, Size, Lanes) const {
     return dy;
   }
 };
 
 // Through where z is neither below nor above.
-template <class T, class Scale>
+template <class T>
 struct Gate {
   using R = Real<T>;
   Clamp<R> clamp;
-  Scale scale;
   const T* residual;
   const T* output;
 
-  auto at(Size i, Size run = 0) const {
-    auto own = scale.at(run);
-    return Gate<T, decltype(own)>{clamp, own, residual ? residual + i : nullptr,
-                                  output ? output + i : nullptr};
+  Gate at(Size i) const { return {clamp, residual ? residual + i : nullptr, output ? output + i : nullptr}; }
+  template <class Scale>
+  Scale scale(const Scale& s) const {
+    return s;
   }
 
-  template <class Lanes>
-  Vec<R> operator()(Vec<R> dy, Vec<R> xhat, Size i, Lanes lanes) const {
+  template <class Line, class Lanes>
+  Vec<R> operator()(Vec<R> dy, Vec<R> d, const Line& line, Size i, Lanes lanes) const {
     Vec<R> z;
     if (output) {
       z = load<R>(output + i, lanes);
     } else {
-      z = scale.affine(xhat, i, lanes);
+      z = line.z(d, i, lanes);
       if (residual) z += load<R>(residual + i, lanes);
     }
     return clamp.inside(z) ? dy : Vec<R>{};
@@ -135,10 +139,14 @@ template <class R>
 struct Slopes {
   const R* slope;
 
-  Slopes at(Size i, Size = 0) const { return {slope + i}; }
+  Slopes at(Size i) const { return {slope + i}; }
+  template <class Scale>
+  auto scale(const Scale& s) const {
+    return s.weights();
+  }
 
-  template <class Lanes>
-  Vec<R> operator()(Vec<R> dy, Vec<R>, Size i, Lanes lanes) const {
+  template <class Line, class Lanes>
+  Vec<R> operator()(Vec<R> dy, Vec<R>, const Line&, Size i, Lanes lanes) const {
     return dy * load<R>(slope + i, lanes);
   }
 };
@@ -174,14 +182,11 @@ inline void finished(const Epilogue<T>& e, T* y, Size n, bool stream, Real<T>* s
 
 // Calls back(way) with the way from dy to dz; for the slopes of a curve loop(to, finish, how) computes z into
 // `scratch`, as above.
-template <class T, class Scale, class Loop, class Back>
-inline auto with_way(const Epilogue<T>& e, const Scale& scale, Size n, Real<T>* scratch,
-                     const Loop& loop, const Back& back) {
+template <class T, class Loop, class Back>
+inline auto with_way(const Epilogue<T>& e, Size n, Real<T>* scratch, const Loop& loop, const Back& back) {
   using R = Real<T>;
   if (!e.bent()) return back(Straight{});
-  if (!e.curved()) {
-    return back(Gate<T, Scale>{clamp_of<R>(e.activation), scale, e.residual, e.output});
-  }
+  if (!e.curved()) return back(Gate<T>{clamp_of<R>(e.activation), e.residual, e.output});
   if (e.output) {
     widen_run(e.output, scratch, n);
   } else {

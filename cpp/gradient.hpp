@@ -13,14 +13,23 @@ inline auto with_run_way(const T* x, Size n, const Center& center, const Scale& 
   auto loop = [&](auto* to, const auto& finish, Storing how) {
     standardize_runs(x, to, n, Several{}, &center, scale, finish, how);
   };
-  return with_way(epilogue, scale, n, scratch, loop, back);
+  return with_way(epilogue, n, scratch, loop, back);
 }
 
 // What is subtracted from w*dz: c1 + xhat*c2.
 struct Pull {
   double c1 = 0, c2 = 0;
 
-  bool narrow() const { return (std::fabs(c1) <= 0x1p100) & (std::fabs(c2) <= 0x1p100); }
+  // Whether float32 can hold what it comes to with a narrow center.
+  bool narrow(const Center& center) const {
+    double slope = std::fabs(c2) * center.rstd * center.rstd;
+    return (std::fabs(c1) <= 0x1p60) & (slope <= 0x1p100) & ((slope >= 0x1p-120) | (slope == 0));
+  }
+  // Of the deviation, and of 1: -rstd * (c1 + xhat*c2) = slope * d + level.
+  double slope(const Center& center) const { return -center.rstd * center.rstd * c2; }
+  double level(const Center& center, double high) const {
+    return -center.rstd * (c1 + (high - center.mean) * center.rstd * c2);
+  }
 };
 
 // The gradients of one element.
@@ -59,8 +68,13 @@ inline auto put_gradients(T* dx, T* dz) {
   };
 }
 
-// dx = rstd * (w*dz - c1 - xhat*c2), in this order: w*dz - c1 may cancel what alone would overflow. A run that
-// float32 cannot hold is left out.
+// Whether vectors in R hold the way back of a run.
+template <class Scale>
+inline bool narrow(const Center& center, const Pull& pull, const Scale& scale) {
+  return center.narrow() & pull.narrow(center) & scale.narrow();
+}
+
+// dx = rstd * (w*dz - c1 - xhat*c2). A run that float32 cannot hold is left out.
 template <class T, class Scale, class Way>
 EVENORM_LOOP void pull_runs(const T* dy, const T* x, T* dx, T* dz, Size n, Several several,
                             const Center* centers, const Pull* pulls, Scale scale, Way way, bool stream) {
@@ -68,17 +82,16 @@ EVENORM_LOOP void pull_runs(const T* dy, const T* x, T* dx, T* dz, Size n, Sever
   for (Size r = 0; r < several.runs; ++r) {
     const Center& center = centers[r * several.center];
     const Pull& pull = pulls[r * several.center];
-    if (center.narrow() && pull.narrow()) {
-      Standardize<R> standardize(center);
-      auto at = way.at(r * several.dense, r);
-      auto own = scale.at(r);
-      Vec<R> less1 = splat<R>(-R(pull.c1)), less2 = splat<R>(-R(pull.c2));
+    auto own = scale.at(r);
+    if (narrow(center, pull, own)) {
+      Line<R, decltype(own)> line(center, own);
+      auto at = way.at(r * several.dense);
+      Vec<R> slope = splat<R>(R(pull.slope(center))), level = splat<R>(R(pull.level(center, double(R(center.mean)))));
       each_stored<R>(dx, n, stream, [&](Size i, auto lanes) {
-        Vec<R> xhat = x ? standardize(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
-        Vec<R> d = at(load<R>(dy + i, lanes), xhat, i, lanes), dz = d;
-        d = multiply_add(d, own.weight(i, lanes), less1);
-        if (x) d = multiply_add(xhat, less2, d);
-        return GradVectors<R>{d * standardize.rstd, dz};
+        Vec<R> d = x ? line.deviation(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
+        Vec<R> dz = at(load<R>(dy + i, lanes), d, line, i, lanes), rest = level;
+        if (x) rest = multiply_add(d, slope, rest);
+        return GradVectors<R>{line.weighed(dz, rest, i, lanes), dz};
       }, put_gradients<R>(dx, dz));
     }
     dy += several.dy;
@@ -115,14 +128,14 @@ inline void grad_input_runs(const T* dy, const T* x, T* dx, Size n, const Severa
     auto own = scales.from(r);
     with_run_way(from, n, *center, own, e, [&](const auto& way) {
       pull_runs(dy + r * several.dy, from, to, e.d_residual, n, part, center,
-                pulls + r * several.center, own.weights(), way,
+                pulls + r * several.center, way.scale(own), way,
                 stream && (!e.d_residual || alike(to, e.d_residual)));
     });
   }
   for (Size r = 0; r < several.runs; ++r) {
     const Center& center = centers[r * several.center];
     const Pull& pull = pulls[r * several.center];
-    if (center.narrow() && pull.narrow()) continue;
+    if (narrow(center, pull, scales.at(r))) continue;
     exact_pull_run(dy + r * several.dy, x ? x + r * several.x : nullptr, dx + r * several.dense, n,
                    center, pull, scales.at(r), epilogue.at(r * several.dense));
   }

@@ -21,25 +21,31 @@ struct GradSums {
 // What no sum in float32 is finite with.
 constexpr GradSums kUnsound{INFINITY, INFINITY};
 
-// Sums along runs of one center, of dz alone.
-template <class T, class Way>
+// Sums of dz and dz*d as those of dz and dz*xhat.
+template <class R>
+inline GradSums normalized_sums(const Center& center, double plain, double deviated) {
+  return {plain, center.rstd * (deviated + (double(R(center.mean)) - center.mean) * plain)};
+}
+
+// Sums along runs of one center and one scale, of dz alone.
+template <class T, class Scale, class Way>
 EVENORM_LOOP GradSums grad_sums_in(const T* dy, const T* x, Size n, Several several,
-                                   const Center& center, Way way) {
+                                   const Center& center, Scale scale, Way way) {
   using R = Real<T>;
-  Standardize<R> standardize(center);
-  Total<R> plain, normalized;
+  Line<R, Scale> line(center, scale);
+  Total<R> plain, deviated;
   each_link<R>(
       several.runs, n,
       [&](Size r, Size i, auto lanes, int chain) {
         if (chain == 0) ahead(x + r * several.x + i), ahead(dy + r * several.dy + i);
-        Vec<R> xhat = standardize(load<R>(x + r * several.x + i, lanes), i, lanes);
-        Vec<R> d = load<R>(dy + r * several.dy + i, lanes);
-        d = keep<R>(way.at(r * several.dense)(d, xhat, i, lanes), lanes);
-        plain.add(chain, d);
-        normalized.add(chain, d, xhat);
+        Vec<R> d = line.deviation(load<R>(x + r * several.x + i, lanes), i, lanes);
+        Vec<R> dz = load<R>(dy + r * several.dy + i, lanes);
+        dz = keep<R>(way.at(r * several.dense)(dz, d, line, i, lanes), lanes);
+        plain.add(chain, dz);
+        deviated.add(chain, dz, d);
       },
-      [&] { plain.flush(), normalized.flush(); });
-  return {plain.value(), normalized.value()};
+      [&] { plain.flush(), deviated.flush(); });
+  return normalized_sums<R>(center, plain.value(), deviated.value());
 }
 
 // The same of each run for itself, where dz is dy. What float32 cannot hold is unsound.
@@ -50,42 +56,42 @@ EVENORM_LOOP void grad_sums_of(const T* dy, const T* x, Size n, Several several,
   for (Size r = 0; r < several.runs; ++r, x += several.x, dy += several.dy) {
     const Center& center = centers[r * several.center];
     Standardize<R> standardize(center);
-    Total<R> plain, normalized;
+    Total<R> plain, deviated;
     each_link<R>(
         n,
         [&](Size i, auto lanes, int chain) {
           if (chain == 0) ahead(x + i), ahead(dy + i);
-          Vec<R> xhat = standardize(load<R>(x + i, lanes), i, lanes);
-          Vec<R> d = keep<R>(load<R>(dy + i, lanes), lanes);
-          plain.add(chain, d);
-          normalized.add(chain, d, xhat);
+          Vec<R> d = standardize.deviation(load<R>(x + i, lanes), i, lanes);
+          Vec<R> dz = keep<R>(load<R>(dy + i, lanes), lanes);
+          plain.add(chain, dz);
+          deviated.add(chain, dz, d);
         },
-        [&] { plain.flush(), normalized.flush(); });
-    sums[r] = {plain.value(), normalized.value()};
+        [&] { plain.flush(), deviated.flush(); });
+    sums[r] = normalized_sums<R>(center, plain.value(), deviated.value());
     if (!center.narrow()) sums[r] = kUnsound;
   }
 }
 
 // One row of the sums by element.
-template <class R>
+template <class R, class Scale>
 struct LinkedRow {
-  Standardize<R> standardize;
+  Line<R, Scale> line;
   Total<R, 1> plain{}, normalized{};
 
-  explicit LinkedRow(const Center& center) : standardize(center) {}
+  LinkedRow(const Center& center, const Scale& scale) : line(center, scale) {}
 
   // w*dz added to the row's sums, dz*xhat and dz to those of the elements.
   template <bool kAdd, class T, class Way, class Lanes>
   void add(const T* dy, const T* x, Size i, Lanes lanes, const Way& way, Vec<R> w, Vec<R>& dw, Vec<R>& db) {
-    Vec<R> xhat = standardize(load<R>(x + i, lanes), i, lanes);
-    Vec<R> d = keep<R>(way(load<R>(dy + i, lanes), xhat, i, lanes), lanes);
+    Vec<R> d = line.deviation(load<R>(x + i, lanes), i, lanes), xhat = line.xhat(d, i, lanes);
+    Vec<R> dz = keep<R>(way(load<R>(dy + i, lanes), d, line, i, lanes), lanes);
     if constexpr (kAdd) {
-      dw = multiply_add(d, xhat, dw);
-      db += d;
+      dw = multiply_add(dz, xhat, dw);
+      db += dz;
     }
-    d *= w;
-    plain.add(0, d);
-    normalized.add(0, d, xhat);
+    dz *= w;
+    plain.add(0, dz);
+    normalized.add(0, dz, xhat);
   }
   void flush() { plain.flush(), normalized.flush(); }
   GradSums value() const { return {plain.value(), normalized.value()}; }
@@ -94,9 +100,9 @@ struct LinkedRow {
 // Sums along each run, of w*dz, and on the way dz*xhat and dz of all of them added element by element to
 // `chains`, which are padded to whole vectors. Two runs share the way there. A run that float32 cannot hold is left
 // out.
-template <bool kAdd, class T, class Way>
+template <bool kAdd, class T, class Scale, class Way>
 EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several, const Center* centers,
-                               const Real<T>* w, EntryChains<Real<T>> chains, Way way, GradSums* sums) {
+                               Scale scale, EntryChains<Real<T>> chains, Way way, GradSums* sums) {
   using R = Real<T>;
   R* dw = chains.dw;
   R* db = chains.db;
@@ -111,7 +117,7 @@ EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several,
         Size i = start + k;
         Vec<R> dw_here{}, db_here{};
         if constexpr (kAdd) dw_here = held(dw + i), db_here = held(db + i);
-        vector(i, lanes, load<R>(w + i, lanes), dw_here, db_here);
+        vector(i, lanes, scale.weight(i, lanes), dw_here, db_here);
         if constexpr (kAdd) write(dw + i, dw_here), write(db + i, db_here);
       });
       flush();
@@ -123,11 +129,11 @@ EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several,
     const T* x0 = x + r * several.x;
     const T* dy0 = dy + r * several.dy;
     Way way0 = way.at(r * several.dense);
-    LinkedRow<R> one(centers[r * several.center]);
+    LinkedRow<R, Scale> one(centers[r * several.center], scale);
     if (!narrow(r + 1)) {
       blocks(
-          [&](Size i, auto lanes, Vec<R> scale, Vec<R>& dw, Vec<R>& db) {
-            one.template add<kAdd>(dy0, x0, i, lanes, way0, scale, dw, db);
+          [&](Size i, auto lanes, Vec<R> w, Vec<R>& dw, Vec<R>& db) {
+            one.template add<kAdd>(dy0, x0, i, lanes, way0, w, dw, db);
           },
           [&] { one.flush(); });
       sums[r] = one.value();
@@ -136,11 +142,11 @@ EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several,
     const T* x1 = x0 + several.x;
     const T* dy1 = dy0 + several.dy;
     Way way1 = way0.at(several.dense);
-    LinkedRow<R> other(centers[(r + 1) * several.center]);
+    LinkedRow<R, Scale> other(centers[(r + 1) * several.center], scale);
     blocks(
-        [&](Size i, auto lanes, Vec<R> scale, Vec<R>& dw, Vec<R>& db) {
-          one.template add<kAdd>(dy0, x0, i, lanes, way0, scale, dw, db);
-          other.template add<kAdd>(dy1, x1, i, lanes, way1, scale, dw, db);
+        [&](Size i, auto lanes, Vec<R> w, Vec<R>& dw, Vec<R>& db) {
+          one.template add<kAdd>(dy0, x0, i, lanes, way0, w, dw, db);
+          other.template add<kAdd>(dy1, x1, i, lanes, way1, w, dw, db);
         },
         [&] { one.flush(), other.flush(); });
     sums[r] = one.value();

@@ -54,8 +54,10 @@ class Plain {
       });
       if (call_.s1) call_.s1[s] = sum.plain;
       if (call_.s2) call_.s2[s] = sum.normalized;
+      if (!out_) continue;
       double n = mask_.values(s);
-      if (out_) grad_input(s, {call_.centered ? sum.plain / n : 0, sum.normalized / n});
+      // Given statistics do not depend on the input.
+      grad_input(s, call_.rstd ? Pull{} : Pull{call_.centered ? sum.plain / n : 0, sum.normalized / n});
     }
   }
 

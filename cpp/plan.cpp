@@ -53,7 +53,7 @@ Plan::Plan(Size batch_, Size outer_, Size group_, Size inner_, Size span_, Size 
   by_element = by_row = in_order = false;
   period = 0;
   run = {};
-  column = {};
+  column = given_column = {};
   if (numel == 0) return;
   merge();
   choose();
@@ -165,28 +165,28 @@ void Plan::cut_runs() {
 }
 
 void Plan::cut_columns() {
-  ColumnCut& c = column;
   Size row = group * inner;
   bool end_on = end_to_end(x.outer, 1, row) && end_to_end(dy.outer, 1, row);
   bool whole = stretch >= outer * row;
   bool folds = end_on && whole && !by_row && !masked && row < kNarrow;
+  ColumnCut c{};
   c.fold = folds ? std::min(outer, ceil_div(kNarrow, row)) : 1;
   c.width = row * c.fold;
   if (by_element) period = c.width;
   c.rows = outer / c.fold;
   c.part = whole || by_row ? c.rows : stretch / row;
-  if (c.fold > 1) {
-    c.block = c.width;
-  } else {
-    // Narrow enough for a slab of all rows to meet again in the second cache; if not, wide.
-    Size fits = kSlab / c.rows;
-    Size wanted = std::min(fits >= kNarrow ? fits : kWide, kWide);
-    c.block = std::min(c.width, std::max<Size>(1, wanted / inner) * inner);
-  }
-  c.blocks = ceil_div(c.width, c.block);
-  c.piece = std::max(kTileRows, 4 * kPiece / c.block / kTileRows * kTileRows);
-  c.pieces_per_part = ceil_div(c.part, c.piece);
-  c.pieces = ceil_div(c.rows, c.part) * c.pieces_per_part;
+  auto cut = [&](Size wanted, Size elements) {
+    c.block = c.fold > 1 ? c.width : std::min(c.width, std::max<Size>(1, wanted / inner) * inner);
+    c.blocks = ceil_div(c.width, c.block);
+    c.piece = std::max(kTileRows, elements / c.block / kTileRows * kTileRows);
+    c.pieces_per_part = ceil_div(c.part, c.piece);
+    c.pieces = ceil_div(c.rows, c.part) * c.pieces_per_part;
+    return c;
+  };
+  // Narrow enough for a slab of all rows to meet again in the second cache; if not, wide.
+  Size fits = kSlab / c.rows;
+  column = cut(std::min(fits >= kNarrow ? fits : kWide, kWide), 4 * kPiece);
+  given_column = cut(kWide, kPiece);
 }
 
 }  // namespace evenorm

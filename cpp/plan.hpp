@@ -62,7 +62,7 @@ struct Plan {
   bool in_order;    // runs follow one another in memory as their statistics and parameters do, outer by outer
   Size period;
   RunCut run;
-  ColumnCut column;
+  ColumnCut column, given_column;  // the latter where statistics are given, and memory is passed once
 
   Plan(Size batch, Size outer, Size group, Size inner, Size span, Size count, Size stretch,
        Strides x_strides, Strides dy_strides, const MaskStrides* mask_strides = nullptr);

@@ -56,32 +56,43 @@ class RunGradient : public EntryGradient<T> {
     auto slot = [&](Size flat) {
       return flat / plan_.inner * per_run + flat % plan_.inner / n * per_chunk;
     };
-    this->template sweep<Partial>(
-        [&](Size s, Size piece) {
-          Center center = given(s);
-          if (by_span) {
-            return span_sums(s, piece, center, [&](Size flat) { return slots.get() ? &slots[slot(flat)] : nullptr; });
-          }
-          Partial sum;
-          GradSums plain;
-          Size next = 0, chunk = -1;
-          this->each_place(s, piece, [&](const auto& p) {
-            Uniform<R> scale{parameters_.weight(p.index), parameters_.bias(p.index)};
-            GradSums part = uniform(p, center, scale);
-            sum.add(part, double(scale.w));
-            plain.add(part);
-            if (by_piece || !wants_parameters_) return;
-            // Slots of a chunk follow one another.
-            Size here = slot(p.flat);
-            next = here == chunk ? next + 1 : here;
-            chunk = here;
-            slots[next] = part;
-          });
-          if (by_piece && wants_parameters_) slots[s * plan_.run.pieces + piece] = plain;
-          return sum;
-        },
-        [&](Size s, const GradSums& sums) { return pull(s, sums); },
-        [&](Size s, Size piece, const Pull& p) { input(s, piece, given(s), p); });
+    auto piece_sums = [&](Size s, Size piece, const Center& center) {
+      if (by_span) {
+        return span_sums(s, piece, center, [&](Size flat) { return slots.get() ? &slots[slot(flat)] : nullptr; });
+      }
+      Partial sum;
+      GradSums plain;
+      Size next = 0, chunk = -1;
+      this->each_place(s, piece, [&](const auto& p) {
+        Uniform<R> scale{parameters_.weight(p.index), parameters_.bias(p.index)};
+        GradSums part = uniform(p, center, scale);
+        sum.add(part, double(scale.w));
+        plain.add(part);
+        if (by_piece || !wants_parameters_) return;
+        // Slots of a chunk follow one another.
+        Size here = slot(p.flat);
+        next = here == chunk ? next + 1 : here;
+        chunk = here;
+        slots[next] = part;
+      });
+      if (by_piece && wants_parameters_) slots[s * plan_.run.pieces + piece] = plain;
+      return sum;
+    };
+    auto done = [&](Size s, const GradSums& sums) { return pull(s, sums); };
+    if (call_.rstd) {
+      // The input's gradient depends on no sum.
+      this->template sweep<Partial>(
+          [&](Size s, Size piece) {
+            Center center = given(s);
+            Partial sum = piece_sums(s, piece, center);
+            input(s, piece, center, {});
+            return sum;
+          },
+          done, [](Size, Size, const Pull&) {});
+    } else {
+      this->template sweep<Partial>([&](Size s, Size piece) { return piece_sums(s, piece, given(s)); }, done,
+                                    [&](Size s, Size piece, const Pull& p) { input(s, piece, given(s), p); });
+    }
     if (!wants_parameters_) return;
     if (by_piece) {
       collect(slots);
@@ -104,9 +115,9 @@ class RunGradient : public EntryGradient<T> {
       const T* x = all.x + r * several.x;
       Epilogue<T> epilogue = all.epilogue.at(r * several.dense);
       GradSums part = kUnsound;
-      if (center.narrow()) {
+      if (center.narrow() && scale.narrow()) {
         part = with_run_way(x, p.n, center, scale, epilogue, [&](const auto& way) {
-          return grad_sums_in(dy, x, p.n, several, center, way);
+          return grad_sums_in(dy, x, p.n, several, center, way.scale(scale), way);
         });
       }
       if (!part.finite()) {

@@ -18,11 +18,20 @@ struct Uniform {
     return splat<R>(w);
   }
   template <class Lanes>
+  Vec<R> scaled(Vec<R> v, Size, Lanes) const {
+    return v * splat<R>(w);
+  }
+  template <class Lanes>
   Vec<R> affine(Vec<R> xhat, Size, Lanes) const {
     return multiply_add(xhat, splat<R>(w), splat<R>(b));
   }
   double weight(Size) const { return double(w); }
   double affine(double xhat, Size) const { return xhat * double(w) + double(b); }
+  // Whether float32 can hold it times an rstd that is narrow.
+  bool narrow() const {
+    double size = std::fabs(double(w));
+    return (size <= 0x1p80) & ((size >= 0x1p-80) | (size == 0)) & (std::fabs(double(b)) <= 0x1p100);
+  }
 };
 
 // One weight and bias for each run, `step` apart; where there is none, 1 and 0.
@@ -52,6 +61,10 @@ struct Elementwise {
     return load<R>(w + i, lanes);
   }
   template <class Lanes>
+  Vec<R> scaled(Vec<R> v, Size i, Lanes lanes) const {
+    return v * load<R>(w + i, lanes);
+  }
+  template <class Lanes>
   Vec<R> affine(Vec<R> xhat, Size i, Lanes lanes) const {
     Vec<R> scale = load<R>(w + i, lanes);
     if constexpr (kBias) return multiply_add(xhat, scale, load<R>(b + i, lanes));
@@ -61,6 +74,28 @@ struct Elementwise {
   double affine(double xhat, Size i) const {
     return xhat * double(w[i]) + (kBias ? double(b[i]) : 0);
   }
+  bool narrow() const { return true; }
+};
+
+// The same where the vectors that are worked with hold it already; weights and biases may be absent.
+template <class R>
+struct Folded {
+  const R* w;
+  const R* b;
+
+  Folded weights() const { return *this; }
+  Uniform<R> at(Size i) const { return {w ? w[i] : R(1), b ? b[i] : R(0)}; }
+
+  template <class Lanes>
+  Vec<R> scaled(Vec<R> v, Size, Lanes) const {
+    return v;
+  }
+  template <class Lanes>
+  Vec<R> affine(Vec<R> z, Size, Lanes) const {
+    return z;
+  }
+  double weight(Size i) const { return w ? double(w[i]) : 1; }
+  double affine(double xhat, Size i) const { return xhat * weight(i) + (b ? double(b[i]) : 0); }
 };
 
 // Calls f with the scale by element for the parameters from `index` on.

@@ -63,10 +63,12 @@ class TinyRows {
   // Rows [first, first + count) of one batch index, and what is known of them; row i of x is element i of
   // each.
   struct Tile {
-    Tile(Size batch_, const Slab<R>& slab_) : batch(batch_), slab(slab_) {}
+    Tile(Size batch_, double* memory)
+        : batch(batch_), slab(memory, kRows, 1), lines(memory + Slab::doubles(kRows, 1), kRows) {}
 
     Size batch, first = 0, count = 0;
-    Slab<R> slab;
+    Slab slab;
+    Lines<R> lines;
     T x[kRows * kInner], dy[kRows * kInner], out[kRows * kInner];
     T residual[kRows * kInner], d_residual[kRows * kInner];
   };
@@ -78,9 +80,8 @@ class TinyRows {
   void each_tile(const F& f) const {
     Size per_batch = blocks() / plan_.batch;
     parallel(threads_for(plan_.numel), blocks(), [&](Size block, int) {
-      // Room for a slab of kRows columns and one piece.
-      alignas(64) double memory[kRows * 18];
-      Tile tile(block / per_batch, Slab<R>(memory, memory + kRows * 14, kRows, 1));
+      alignas(64) double memory[kRows * 32];
+      Tile tile(block / per_batch, memory);
       Size first = block % per_batch * kTilesPerBlock, stop = first + kTilesPerBlock;
       if (stop > tiles()) stop = tiles();
       for (Size t = first; t < stop; ++t) {
@@ -124,7 +125,6 @@ class TinyRows {
 
   void settle(Tile& t) const {
     each_hidden(t, [&](Size r) { t.slab.mean[r] = 0, t.slab.rstd[r] = 1; });
-    t.slab.settle(t.count);
   }
 
   // The epilogue of element i of a tile's rows.
@@ -156,7 +156,7 @@ class TinyRows {
 
   void moments(Tile& t) const {
     ColumnMoments to{0, t.slab.partial, t.slab.partial + kRows};
-    column_moments(Rows<T>{t.x, kRows, plan_.inner}, t.count, call_.centered, t.slab, to);
+    column_moments(Rows<T>{t.x, kRows, plan_.inner}, t.count, call_.centered, t.lines, to);
     Size s = statistic(t, 0);
     if (call_.mean) std::memcpy(call_.mean + s, to.mean, std::size_t(t.count) * sizeof(double));
     if (call_.m2) std::memcpy(call_.m2 + s, to.m2, std::size_t(t.count) * sizeof(double));
@@ -171,32 +171,35 @@ class TinyRows {
   }
 
   void apply(Tile& t) const {
+    t.lines.prepare(t.slab, t.count, {});
     for (Size i = 0; i < plan_.inner; ++i) {
-      apply_row(t.x + i * kRows, t.out + i * kRows, t.count, t.slab, scale(i), epilogue(t, i), false);
+      apply_row(t.x + i * kRows, t.out + i * kRows, t.count, t.slab, t.lines, scale(i), epilogue(t, i), false);
     }
     turn_back(t, t.out, out_);
   }
 
   void grad_input(Tile& t) const {
+    t.lines.prepare_back(t.slab, t.count, {});
     for (Size i = 0; i < plan_.inner; ++i) {
       grad_input_row(t.dy + i * kRows, x_ ? t.x + i * kRows : nullptr, t.out + i * kRows, t.count,
-                     t.slab, scale(i), epilogue(t, i), false);
+                     t.slab, t.lines, scale(i), epilogue(t, i), false);
     }
     turn_back(t, t.out, out_);
     if (epilogue_.d_residual) turn_back(t, t.d_residual, epilogue_.d_residual);
   }
 
   void sums(Tile& t, GradSums* by_parameter) const {
-    clear_chains(t.slab);
+    t.lines.prepare(t.slab, t.count, {});
+    t.lines.clear_chains();
     double* plain = t.slab.partial;
     double* normalized = plain + kRows;
-    for (Size k = 0; k < 2 * kRows; ++k) plain[k] = 0;
+    clear(plain, 2 * kRows);
     for (Size i = 0; i < plan_.inner; ++i) {
-      GradSums sum = add_uniform_row(t.dy + i * kRows, t.x + i * kRows, t.count, t.slab, scale(i),
+      GradSums sum = add_uniform_row(t.dy + i * kRows, t.x + i * kRows, t.count, t.slab, t.lines, scale(i),
                                      epilogue(t, i));
       if (by_parameter) by_parameter[i].add(sum);
     }
-    flush_chains(t.count, t.slab, plain, normalized, [&](Size r) {
+    flush_chains(t.count, t.slab, t.lines, plain, normalized, [&](Size r) {
       GradSums sum;
       for (Size i = 0; i < plan_.inner; ++i) {
         GradSums terms = exact_terms(t.dy + i * kRows, t.x + i * kRows, r, t.slab, scale(i), epilogue(t, i));
@@ -209,10 +212,10 @@ class TinyRows {
     for (Size r = 0; r < t.count; ++r) {
       if (call_.s1) call_.s1[s + r] = plain[r];
       if (call_.s2) call_.s2[s + r] = normalized[r];
-      t.slab.c1[r] = call_.centered ? plain[r] / n : 0;
-      t.slab.c2[r] = normalized[r] / n;
+      bool pulled = !call_.rstd;
+      t.slab.c1[r] = pulled && call_.centered ? plain[r] / n : 0;
+      t.slab.c2[r] = pulled ? normalized[r] / n : 0;
     }
-    t.slab.settle(t.count);
   }
 
   void collect(Buffer<GradSums>& by_block) const {

@@ -111,6 +111,11 @@ inline void write(void* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+template <class V>
+inline void clear(V* values, Size n) {
+  if (n > 0) std::memset(static_cast<void*>(values), 0, std::size_t(n) * sizeof(V));
+}
+
 template <class R>
 inline Bits<R> lane_numbers() {
   Bits<R> v;
