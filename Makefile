@@ -24,7 +24,8 @@ SANITIZED_TESTS ?= tests/test_cpu_instruction_sets.py tests/test_cpu_masks.py te
 	tests/test_straight_residual.py
 # Triton asks once whether it is to interpret, so these run by themselves.
 GPU_TESTS := $(wildcard tests/test_triton*.py)
-FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*.json)))
+# The newest of the CPU; benchmarks/<date>-gpu.json is the site's alone.
+FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*[0-9].json)))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo bench readme-figures docs screenshots wheel wheel-test clinic test test-all sanitize check clean

@@ -1,31 +1,25 @@
 """The benchmark: it must not flatter, so most of this shows what it refuses."""
 
-import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
-from evenorm.bench import command, interval, measure, readme, session, suites, terminal
+from evenorm.bench import measure, session, suites, terminal
 from evenorm.bench.case import Case, Data
-from evenorm.bench.interval import Interval
+from evenorm.bench.interval import Interval, Median
 from evenorm.bench.peers import OURS, Outputs, module
 from evenorm.bench.roof import COPY, STREAM, copies
-from evenorm.bench.row import Row, Run, Timing
 from evenorm.bench.stopwatch import interleave
 from evenorm.bench.summary import summarize
-from evenorm.cli import app
+from rows import row_of, run_of
 
 ALL = ("torch", "compile", "jax", "onnxruntime")
 BATCH = Case("", "BatchNorm2d", (4, 8, 3, 5))
@@ -47,9 +41,9 @@ def test_variants_take_turns_and_begin_in_turn() -> None:
 def test_intervals_are_paired() -> None:
     # Rounds differ by tens of percent, the ratio within a round by nothing.
     noise = np.random.default_rng(0).uniform(1, 2, size=21)
-    found = interval.ratio(3 * noise, noise)
+    found = Median.of(3 * noise).over(Median.of(noise))
     assert found == pytest.approx((3, 3, 3))
-    lone = interval.median(noise)
+    lone = Median.of(noise).interval
     assert lone.low < lone.value < lone.high
 
 
@@ -122,32 +116,6 @@ def test_reused_memory_faults_no_pages() -> None:
 # Rows and their judgment.
 
 
-def row_of(ours: float, theirs: float, spread: float = 0.0, elements: int = 200_000, **changes: object) -> Row:
-    turns: NDArray[np.float64] = 1 + spread * np.linspace(-1, 1, 11)
-    samples = {OURS: ours * turns, "torch": theirs * turns[::-1], COPY: ours * turns / 5, STREAM: ours * turns / 10}
-    row = Row(
-        suite="layers",
-        title="BatchNorm2d · training · float32",
-        network="ResNet-50",
-        layer="BatchNorm2d",
-        size="8×8",
-        dtype="float32",
-        training=True,
-        direction="both",
-        memory="fresh",
-        elements=elements,
-        bytes=4 * elements,
-        copies=2.5,
-        timings=measure.timings(samples),
-    )
-    return replace(row, **changes)  # type: ignore[arg-type]
-
-
-def run_of(*rows: Row) -> Run:
-    machine = {"cpu": "a cpu", "cores": "2", "threads": "2", "caches": "L3 1 KiB", "instruction sets": "avx2"}
-    return Run({**machine, "load": "0.0", "torch": "2.13.0"}, "2026-01-01", "evenorm bench", list(rows))
-
-
 @pytest.mark.parametrize(
     ("ours", "theirs", "spread", "slower"),
     [
@@ -193,28 +161,6 @@ def test_a_gpu_has_one_roof() -> None:
     assert share.mean == pytest.approx(0.5)
 
 
-def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
-    run = run_of(row_of(1.0, 2.0), replace(row_of(1.0, 2.0), timings={OURS: Timing(absent="wrong")}))
-    run.write(tmp_path / "run.json")
-    assert Run.read(tmp_path / "run.json") == run
-
-
-def test_readme_takes_figures_between_its_markers(tmp_path: Path) -> None:
-    file = tmp_path / "README.md"
-    file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
-    run = run_of(row_of(1.0, 2.0))
-    for _ in range(2):
-        readme.insert(run, file)
-        text = file.read_text()
-        assert text.startswith(f"before\n{readme.BEGIN}\n")
-        assert text.endswith(f"{readme.END}\nafter\n")
-        assert "2.00×" in text
-        assert "old" not in text
-    file.write_text("nothing")
-    with pytest.raises(ValueError, match="expected the lines"):
-        readme.insert(run, file)
-
-
 # The suites.
 
 
@@ -244,94 +190,28 @@ def test_layers_takes_its_time_and_no_more() -> None:
     assert rows < 400
 
 
+def test_no_two_rows_are_one() -> None:
+    keys = [(plan.suite, plan.case.title, plan.case.network, plan.case.size, plan.memory) for plan in every_plan()]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_suite_that_is_late_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = [
+        measure.Plan(suite, replace(LAYER, shape=(n, 8)), ("forward", "both"), suites.FRESH, (OURS,))
+        for suite in ("layers", "fused")
+        for n in (2, 3, 4)
+    ]
+    monkeypatch.setattr(session, "LIMITS", {"layers": 0.0})
+    notes: list[str] = []
+    rows = list(session.play(plans, 0.0, notes))
+    assert [row.suite for row in rows] == ["layers"] * 2 + ["fused norm"] * 6
+    assert notes == ["4 rows of layers are left out: its 0 minutes were over; see --only"]
+
+
 def test_titles_stand_together() -> None:
     groups = [(plan.suite, plan.case.title, plan.memory) for plan in every_plan()]
     starts = [group for k, group in enumerate(groups) if k == 0 or groups[k - 1] != group]
     assert len(starts) == len(set(starts))
-
-
-# The command.
-
-
-@pytest.fixture(scope="module")
-def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp("bench")
-    printed = subprocess.run(
-        [
-            *(sys.executable, "-m", "evenorm", "bench", "layers", "--quick", "--against", "torch", "--threads", "1"),
-            *("--only", "(BatchNorm2d|RMSNorm|decoding).*float32|U-Net", "--json", folder / "run.json"),
-            *("--html", folder / "run.html"),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "80"},
-    ).stdout
-    return printed, folder
-
-
-def test_the_table_fits_80_columns(quick_run: tuple[str, Path]) -> None:
-    printed, _ = quick_run
-    assert max(map(len, printed.splitlines())) <= 80
-    assert "RMSNorm · float32 · reused memory" in printed
-    assert "slower than torch eager by more than" in printed
-    assert "wrong" not in printed
-
-
-def test_json_holds_every_row(quick_run: tuple[str, Path]) -> None:
-    printed, folder = quick_run
-    run = Run.read(folder / "run.json")
-    assert len(run.rows) == len(re.findall(r" (fwd|bwd|f\+b) +\d", printed.split("slower than")[0]))
-    assert run.machine["threads"] == "1"
-    assert run.command.startswith("evenorm bench layers --against torch")
-    assert all(row.ours.error is not None for row in run.rows)
-    assert json.loads((folder / "run.json").read_text())["date"] == run.date
-
-
-def test_the_page_loads_nothing(quick_run: tuple[str, Path]) -> None:
-    page = (quick_run[1] / "run.html").read_text()
-    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)
-    assert page.count("<tr") > 10
-
-
-def test_an_earlier_run_is_shown_again(quick_run: tuple[str, Path]) -> None:
-    printed, folder = quick_run
-    result = CliRunner().invoke(app, ["bench", "--from", str(folder / "run.json")])
-    assert result.exit_code == 0
-    assert result.output.strip() in printed
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["layer"], "SUITE 'layer': expected any of layers, fused, models, dist, monitor"),
-        (["--against", "tensorflow"], "--against 'tensorflow': expected any of torch"),
-        (["--memory", "old"], "--memory 'old': expected any of fresh, reused"),
-        (["--threads", "0"], "--threads 0: expected 1 or more"),
-        (["--only", "("], "--only '('"),
-        (["--only", "no such row"], "there is no such row"),
-        (["--html", "no/such/folder/page.html"], "expected a file in a folder that exists"),
-        (["--readme", __file__], "has no line"),
-        (["--from", "no-such-file.json"], "no-such-file.json"),
-    ],
-)
-def test_wrong_arguments_are_answered(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(app, ["bench", *arguments])
-    assert result.exit_code == command.WRONG_ARGUMENTS
-    assert message in result.stderr
-
-
-def test_ctrl_c_prints_what_is_finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def interrupted(*_: object) -> Iterator[Row]:
-        yield row_of(1e-3, 2e-3)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(session, "play", interrupted)
-    file = tmp_path / "run.json"
-    result = CliRunner().invoke(app, ["bench", "layers", "--quick", "--json", str(file)])
-    assert result.exit_code == command.INTERRUPTED
-    assert "2.00×" in result.output
-    assert len(Run.read(file).rows) == 1
 
 
 def test_a_variant_that_raises_is_one_row_s_news(monkeypatch: pytest.MonkeyPatch) -> None:

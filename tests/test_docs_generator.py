@@ -15,7 +15,8 @@ import evenorm
 from evenorm import Pattern
 from evenorm.bench.interval import Interval
 from evenorm.bench.machine import machine
-from evenorm.bench.row import Row, Run, Timing
+from evenorm.bench.row import Row, Timing
+from evenorm.bench.run import Command, Run
 from fenced import ROOT
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -208,12 +209,16 @@ def test_performance_shows_the_newest_run(tmp_path: Path) -> None:
         *(6_422_528, 25_690_112, 1.0, {"evenorm": ours, "torch": theirs}),
     )
     for date, command in (("2026-01-02", "older"), ("2026-03-04", "evenorm bench layers")):
-        Run(machine(), date, command, [row]).write(tmp_path / f"{date}.json")
+        Run(machine(), [Command(command, date, "0.0")], [row]).write(tmp_path / f"{date}.json")
     page = performance.page(tmp_path)
     assert "evenorm bench layers" in page
     assert "older" not in page
     assert "benchmarks/2026-03-04.json" in page
     assert "| BatchNorm2d(64) 32×64×56×56 | float32 | forward | fresh | 2 | 2.50 [2.25, 2.75] | 0.25 |" in page
+    (tmp_path / "2026-01-02.json").rename(tmp_path / "2026-01-02-gpu.json")
+    page = performance.page(tmp_path)
+    assert "`benchmarks/2026-01-02-gpu.json`, by `older`" in " ".join(page.split())
+    assert "benchmarks/2026-03-04.json" in page
 
 
 def test_examples_are_shown_whole() -> None:

@@ -1,13 +1,12 @@
-"""The page of figures, from the newest dated file that `make bench` has left in benchmarks/."""
+"""The page of figures, from the newest dated file of each kind that `evenorm bench` has left in benchmarks/."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from evenorm.bench.interval import Interval
-from evenorm.bench.machine import line
-from evenorm.bench.readme import figures
-from evenorm.bench.row import Row, Run
+from evenorm.bench.readme import COLUMNS, figures
+from evenorm.bench.row import Row, Timing
+from evenorm.bench.run import Run
 from evenorm.bench.summary import PASSES
 
 __all__ = ["newest", "page"]
@@ -23,38 +22,49 @@ operating system at each call, *reused* memory is the allocator's.
 """
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest file: names are dates."""
-    return max(folder.glob("*.json"), default=None)
+def newest(folder: Path) -> list[Path]:
+    """The newest file of each kind: its name is a date, and what it is of where that is not the CPU."""
+    kinds = {file.stem[len("2026-01-01") :]: file for file in sorted(folder.glob("*.json"))}
+    return [kinds[kind] for kind in sorted(kinds)]
 
 
 def page(folder: Path) -> str:
-    """The page, from the newest file of a folder or from none."""
-    file = newest(folder)
-    if file is None:
+    """The page, from the newest files of a folder or from none."""
+    files = newest(folder)
+    if not files:
         return f"# Performance\n\n{_NONE}"
+    parts = [f"---\nhide: [navigation, toc]\n---\n\n# Performance\n\n{_HOW}", *map(_section, files)]
+    return "\n".join(parts)
+
+
+def _section(file: Path) -> str:
     run = Run.read(file)
+    found = {name for row in run.rows for name, timing in row.timings.items() if timing.ratio}
+    peers = [name for name in COLUMNS if name in found]
+    heads = ["what", "dtype", "pass", "memory", "evenorm, ms", *(f"{COLUMNS[name]} ÷ evenorm" for name in peers)]
     return "\n".join(
         [
-            f"---\nhide: [navigation, toc]\n---\n\n# Performance\n\n{_HOW}\n## Geometric means\n",
-            figures(run),
-            f"## Every row\n\nAll of `benchmarks/{file.name}`, measured on {line(run.machine)}.\n",
-            "| what | dtype | pass | memory | evenorm, ms | torch ÷ evenorm [95 %] | error, of its bound |",
-            "|---|---|---|---|---|---|---|",
-            *map(_row, run.rows),
+            f"## {file.stem}\n",
+            figures(run, Path("benchmarks", file.name)),
+            f"### Every row of {file.stem}\n",
+            f"| {' | '.join(heads)} | error, of its bound |",
+            "|---|---|---|---|---|---|" + "---|" * len(peers),
+            *(_row(row, peers) for row in run.rows),
             "",
         ]
     )
 
 
-def _row(row: Row) -> str:
+def _row(row: Row, peers: list[str]) -> str:
     name = f"{row.network or row.layer} {row.size}" if row.suite == "models" else f"{row.title} {row.size}"
-    seconds, torch = row.ours.seconds, row.timings.get("torch")
+    seconds = row.ours.seconds
     time = f"{1e3 * seconds.value:.3g}" if seconds else f"none: {row.ours.absent or 'wrong'}"
-    ratio = _interval(torch.ratio) if torch and torch.ratio else "–"
     error = f"{row.ours.share:.2g}" if row.ours.share is not None else "–"
-    return f"| {name} | {row.dtype} | {PASSES[row.direction]} | {row.memory} | {time} | {ratio} | {error} |"
+    ratios = " | ".join(_ratio(row.timings.get(peer)) for peer in peers)
+    return f"| {name} | {row.dtype} | {PASSES[row.direction]} | {row.memory} | {time} | {ratios} | {error} |"
 
 
-def _interval(ratio: Interval) -> str:
-    return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+def _ratio(timing: Timing | None) -> str:
+    if timing is None or timing.ratio is None:
+        return "–"
+    return f"{timing.ratio.value:.2f} [{timing.ratio.low:.2f}, {timing.ratio.high:.2f}]"

@@ -170,7 +170,10 @@ def bench(
     source: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Show and write an earlier run's JSON instead.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all figures.")] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep all figures, row by row; a file that is there takes them in."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")] = None,
     readme: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Put the figures between this file's markers.")

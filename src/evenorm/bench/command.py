@@ -16,7 +16,8 @@ from rich.console import Console
 from evenorm.bench import allocator, dist, machine, models, readme, session, suites, terminal, watched
 from evenorm.bench.device import CPU, DEVICES
 from evenorm.bench.peers import PEERS, missing
-from evenorm.bench.row import Row, Run
+from evenorm.bench.row import Row
+from evenorm.bench.run import Command, Run
 from evenorm.bench.summary import summarize
 from evenorm.surgery import accelerate
 
@@ -60,18 +61,6 @@ class Files:
     html: Path | None = None
     readme: Path | None = None
 
-    def write(self, run: Run) -> None:
-        """Write those that were asked for."""
-        if self.json is not None:
-            self.json.parent.mkdir(parents=True, exist_ok=True)
-            run.write(self.json)
-        if self.html is not None:
-            from evenorm.bench import plot
-
-            plot.write(run, self.html)
-        if self.readme is not None:
-            readme.insert(run, self.readme)
-
     def check(self) -> None:
         """Refuse what could not be written, before anything is measured."""
         if self.html is not None and find_spec("plotly") is None:
@@ -80,6 +69,35 @@ class Files:
             raise ArgumentError(f"--html {self.html}: expected a file in a folder that exists")
         if self.readme is not None and readme.BEGIN not in self.readme.read_text(encoding="utf-8"):
             raise ArgumentError(f"--readme {self.readme}: the file has no line {readme.BEGIN}")
+
+    def begin(self, facts: dict[str, str]) -> Run:
+        """The run that the figures' file holds, or an empty one."""
+        if self.json is None or not self.json.exists():
+            return Run(facts)
+        found = _read("--json", self.json)
+        for name in facts.keys() | found.machine.keys():
+            here, there = (known.get(name, "none") for known in (facts, found.machine))
+            if here != there:
+                raise ArgumentError(
+                    f"--json {self.json}: its rows are of another machine ({name}: there {there}, here {here}); "
+                    "name another file"
+                )
+        return found
+
+    def keep(self, run: Run) -> None:
+        """Write the figures; after each row, so that whatever ends the run leaves what is finished."""
+        if self.json is not None:
+            self.json.parent.mkdir(parents=True, exist_ok=True)
+            run.write(self.json)
+
+    def show(self, run: Run, figures: Path | None) -> None:
+        """Write what is made from the figures, and from which file they are."""
+        if self.html is not None:
+            from evenorm.bench import plot
+
+            plot.write(run, self.html)
+        if self.readme is not None:
+            readme.insert(run, figures, self.readme)
 
 
 def run(settings: Settings, files: Files, watch: watched.Watch, source: Path | None = None) -> int:
@@ -96,24 +114,48 @@ def run(settings: Settings, files: Files, watch: watched.Watch, source: Path | N
     try:
         files.check()
         if source is not None:
-            found = Run.read(source)
+            found = _read("--from", source)
+            files.keep(found)
         else:
-            found, total, rows = _begin(settings, watch)
-            console.print(machine.line(found.machine))
-            for note in found.notes:
-                console.print(note, style="dim")
-            interrupted = terminal.watch(rows, total, found, console)
+            found, interrupted = _measure(settings, files, watch, console)
     except (ArgumentError, OSError) as fault:
         sys.stderr.write(f"{fault}\n")
         return WRONG_ARGUMENTS
     if found.rows:
         console.print(terminal.closing(found, summarize(found)))
-        files.write(found)
+        files.show(found, files.json or source)
     return INTERRUPTED if interrupted else 0
 
 
-def _begin(settings: Settings, watch: watched.Watch) -> tuple[Run, int, Iterator[Row]]:
-    """The run without its rows, how many there will be, and the rows to come."""
+def _measure(settings: Settings, files: Files, watch: watched.Watch, console: Console) -> tuple[Run, bool]:
+    """The run, and whether Ctrl-C ended it."""
+    command, total, rows = _begin(settings, watch)
+    found = files.begin(machine.machine())
+    found.begin(command)
+    console.print(machine.line(found.machine))
+    for note in command.notes:
+        console.print(note, style="dim")
+    said = len(command.notes)
+
+    def keep(row: Row) -> None:
+        found.take(row)
+        files.keep(found)
+
+    interrupted = terminal.watch(rows, total, keep, console)
+    for note in command.notes[said:]:
+        console.print(note)
+    return found, interrupted
+
+
+def _read(option: str, file: Path) -> Run:
+    try:
+        return Run.read(file)
+    except ValueError as fault:
+        raise ArgumentError(f"{option} {fault}") from None
+
+
+def _begin(settings: Settings, watch: watched.Watch) -> tuple[Command, int, Iterator[Row]]:
+    """What is measured, how many rows there will be, and the rows to come."""
     names = _choices("SUITE", settings.suites, NAMES)
     peers = _choices("--against", settings.against.split(","), tuple(PEERS))
     memory = _choices("--memory", settings.memory.split(","), (suites.FRESH, suites.REUSED))
@@ -153,14 +195,15 @@ def _begin(settings: Settings, watch: watched.Watch) -> tuple[Run, int, Iterator
     steps = (row for name in networks for row in models.measure(name, accelerate, seconds, settings.quick))
     watching = watched.measure(watch, seconds, settings.quick) if monitored else ()
     today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    command = Command(str(settings), today, machine.load(), notes)
     # Models first: memory that is kept cannot be given back.
     parts = [
         steps,
         watching,
         dist.measure(seconds, settings.quick) if synced else (),
-        session.play(plans, seconds, device),
+        session.play(plans, seconds, command.notes, device),
     ]
-    return Run(machine.machine(), today, str(settings), notes=notes), total, itertools.chain(*parts)
+    return command, total, itertools.chain(*parts)
 
 
 def _choices(option: str, values: Sequence[str], choices: Sequence[str]) -> list[str]:

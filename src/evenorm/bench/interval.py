@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Interval", "difference", "geometric_mean", "median", "ratio"]
+__all__ = ["Interval", "Median", "geometric_mean"]
 
 Samples = NDArray[np.float64]
 
@@ -22,33 +22,36 @@ class Interval(NamedTuple):
     high: float
 
 
-def median(samples: Samples) -> Interval:
-    """The median of the rounds.
+class Median(NamedTuple):
+    """The median of rounds, and of the rounds drawn again.
 
-    >>> median(np.array([1.0, 2.0, 3.0])).value
-    2.0
+    >>> slow, fast = (Median.of(np.array(rounds)) for rounds in ([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]))
+    >>> fast.interval.value, slow.over(fast), slow.less(fast).value
+    (2.0, Interval(value=2.0, low=2.0, high=2.0), 2.0)
     """
-    return _interval(np.median(samples), _redrawn(samples))
 
+    value: float
+    redrawn: Samples
 
-def ratio(numerator: Samples, denominator: Samples) -> Interval:
-    """The ratio of two medians.
+    @classmethod
+    def of(cls, rounds: Samples) -> Median:
+        """The same rounds are drawn for every variant, which pairs them."""
+        count = len(rounds)
+        drawn = np.random.default_rng(0).integers(count, size=(_DRAWS, count))
+        return cls(float(np.median(rounds)), np.median(rounds[drawn], axis=1))
 
-    >>> ratio(np.array([2.0, 4.0]), np.array([1.0, 2.0]))
-    Interval(value=2.0, low=2.0, high=2.0)
-    """
-    value = np.median(numerator) / np.median(denominator)
-    return _interval(value, _redrawn(numerator) / _redrawn(denominator))
+    @property
+    def interval(self) -> Interval:
+        """Where the median lies."""
+        return _interval(self.value, self.redrawn)
 
+    def over(self, other: Median) -> Interval:
+        """The ratio of two medians."""
+        return _interval(self.value / other.value, self.redrawn / other.redrawn)
 
-def difference(samples: Samples, others: Samples) -> Interval:
-    """The difference of two medians.
-
-    >>> difference(np.array([2.0, 2.0]), np.array([1.0, 1.0])).value
-    1.0
-    """
-    value = np.median(samples) - np.median(others)
-    return _interval(value, _redrawn(samples) - _redrawn(others))
+    def less(self, other: Median) -> Interval:
+        """The difference of two medians."""
+        return _interval(self.value - other.value, self.redrawn - other.redrawn)
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -58,14 +61,6 @@ def geometric_mean(values: list[float]) -> float:
     4.0
     """
     return float(np.exp(np.mean(np.log(values))))
-
-
-def _redrawn(samples: Samples) -> Samples:
-    """Medians of redrawn rounds; the same rounds for every call, which pairs them."""
-    rounds = len(samples)
-    drawn = np.random.default_rng(0).integers(rounds, size=(_DRAWS, rounds))
-    medians: Samples = np.median(samples[drawn], axis=1)
-    return medians
 
 
 def _interval(value: float, redrawn: Samples) -> Interval:

@@ -11,7 +11,7 @@ import torch
 
 from evenorm.kernels.environment import environment
 
-__all__ = ["largest_cache", "line", "machine", "use_threads"]
+__all__ = ["largest_cache", "line", "load", "machine", "use_threads"]
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _PEERS = ("torch", "jax", "onnxruntime", "transformers")
@@ -29,7 +29,6 @@ def machine() -> dict[str, str]:
         "instruction sets": facts["instruction sets"],
         "kernels": facts["kernels"],
         "triton": facts["triton"],
-        "load": f"{os.getloadavg()[0]:.1f}",
         "system": f"{platform.system()} {platform.release()}",
         "python": facts["python"],
         "evenorm": facts["evenorm"],
@@ -42,8 +41,13 @@ def line(facts: dict[str, str]) -> str:
     versions = ", ".join(f"{name} {facts[name]}" for name in _PEERS if name in facts)
     return (
         f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads; {facts['caches']}; "
-        f"{facts['instruction sets']}; {versions}; load {facts['load']} at the start"
+        f"{facts['instruction sets']}; {versions}"
     )
+
+
+def load() -> str:
+    """How many processes have wanted a core in the last minute, on average."""
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 def largest_cache() -> int:

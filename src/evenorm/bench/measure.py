@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evenorm.bench import interval
 from evenorm.bench.case import Case, Data
 from evenorm.bench.device import CPU, Device
 from evenorm.bench.expected import avoid_kinks
 from evenorm.bench.gate import Verdict, check
+from evenorm.bench.interval import Median
 from evenorm.bench.peers import OURS, Outputs, Unavailable, Variant, build
 from evenorm.bench.roof import copies
 from evenorm.bench.row import Row, Timing
@@ -130,12 +130,11 @@ def _timed(
 
 def timings(samples: Mapping[str, NDArray[np.float64]]) -> dict[str, Timing]:
     """Medians, and the ratios and differences of each variant to ours."""
-    ours = samples[OURS]
+    medians = {name: Median.of(rounds) for name, rounds in samples.items()}
+    ours = medians[OURS]
     return {
-        name: Timing(interval.median(taken))
-        if name == OURS
-        else Timing(interval.median(taken), interval.ratio(taken, ours), interval.difference(ours, taken))
-        for name, taken in samples.items()
+        name: Timing(found.interval) if name == OURS else Timing(found.interval, found.over(ours), ours.less(found))
+        for name, found in medians.items()
     }
 
 

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from evenorm.bench.machine import line
 from evenorm.bench.peers import OURS
 from evenorm.bench.roof import COPY, STREAM
-from evenorm.bench.row import Row, Run
+from evenorm.bench.row import Row
+from evenorm.bench.run import Run, replace
 from evenorm.bench.summary import PASSES, summarize
 from evenorm.bench.terminal import above, times
 
@@ -28,10 +29,8 @@ tr.slower td, tr.wrong td { color: #b00020 }
 
 
 def write(run: Run, file: Path) -> None:
-    """Write the page, whole or not at all."""
-    draft = file.with_name(file.name + ".part")
-    draft.write_text(page(run), encoding="utf-8")
-    draft.replace(file)
+    """Write the page."""
+    replace(file, page(run))
 
 
 def page(run: Run) -> str:
@@ -44,8 +43,8 @@ def page(run: Run) -> str:
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f"<title>evenorm bench, {escape(run.date)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>evenorm bench</h1><p>{escape(run.date)} · <code>{escape(run.command)}</code></p>"
-        f"<p>{escape(line(run.machine))}</p>{_notes(run)}{_means(run)}{plots}{_rows(run)}</body></html>"
+        f"<h1>evenorm bench</h1><p>{escape(line(run.machine))}</p>{_commands(run)}{_means(run)}{plots}{_rows(run)}"
+        "</body></html>"
     )
 
 
@@ -152,5 +151,9 @@ def _row(row: Row, names: list[str]) -> str:
     return f"<tr class='{'slower' if row.slower else ''}'>{start}{cells}</tr>"
 
 
-def _notes(run: Run) -> str:
-    return "".join(f"<p>{escape(note)}</p>" for note in run.notes)
+def _commands(run: Run) -> str:
+    return "".join(
+        f"<p><code>{escape(command.text)}</code>, {escape(command.date)}, load {escape(command.load)} at the start. "
+        f"{escape('; '.join(command.notes))}</p>"
+        for command in run.commands
+    )

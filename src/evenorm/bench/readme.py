@@ -1,20 +1,40 @@
-"""The README's figures, made from one run and put between two markers."""
+"""The README's figures, made from one file and put between two markers."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 from evenorm.bench.machine import line
-from evenorm.bench.row import Run
-from evenorm.bench.summary import PASSES, summarize
-from evenorm.bench.terminal import above, times
+from evenorm.bench.models import RATES
+from evenorm.bench.roof import COPY, STREAM
+from evenorm.bench.row import Row
+from evenorm.bench.run import Run
+from evenorm.bench.summary import COMPILED, LARGE, PASSES, Share, Summary, mean_ratios, summarize
+from evenorm.bench.terminal import mean
 
-__all__ = ["BEGIN", "END", "figures", "insert"]
+__all__ = ["BEGIN", "COLUMNS", "END", "figures", "insert"]
 
 BEGIN, END = "<!-- figures: evenorm bench -->", "<!-- end of figures -->"
 
+COLUMNS = {
+    "torch": "torch",
+    "compile": "torch.compile",
+    "jax": "JAX",
+    "onnxruntime": "onnxruntime",
+    "separate": "evenorm, not fused",
+    COMPILED: "both by torch.compile",
+}
+"""What has a column where a file has it, and its heading."""
 
-def insert(run: Run, file: Path) -> None:
+# In the table's order.
+_SUITES = {"layers": "layers", "fused": "fused with activation or residual", "models": ""}
+_ROOFS = {"by `copy_`": COPY, "past the caches": STREAM}
+_WIDTH = 108
+
+
+def insert(run: Run, source: Path | None, file: Path) -> None:
     """Replace what stands between the markers.
 
     Raises:
@@ -25,29 +45,79 @@ def insert(run: Run, file: Path) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{file}: expected the lines {BEGIN} and {END}, between which the figures go")
-    file.write_text(f"{before}{BEGIN}\n{figures(run)}{END}{after}", encoding="utf-8")
+    file.write_text(f"{before}{BEGIN}\n{figures(run, source)}{END}{after}", encoding="utf-8")
 
 
-def figures(run: Run) -> str:
-    """The geometric means as tables, with the machine and the command that measured them."""
-    summary = summarize(run)
-    lines = ["Geometric means of the time of what heads a column over evenorm's: above 1 evenorm is faster.", ""]
-    for suite, names, groups in summary.tables():
-        lines += [f"| {suite}{above(suite)} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-        for (kind, dtype, direction, memory), means in groups.items():
-            words = [*kind.split()[1:], dtype, PASSES[direction], *([f"{memory} memory"] if suite != "models" else [])]
-            cells = [times(means[name].value) if name in means else "–" for name in names]
-            lines.append(f"| {', '.join(words)} | {' | '.join(cells)} |")
-        lines.append("")
-    lines += [
-        f"- Reused memory beyond the last-level cache, {PASSES[share.direction]}, {share.sweeps} "
-        f"sweep{'s' * (share.sweeps > 1)}: {share.mean:.0%} of the speed of a {share.roof} of the same bytes."
-        for share in summary.shares
+def figures(run: Run, source: Path | None) -> str:
+    """One table of means and whole steps, what it leaves unsaid, and the file and the commands it is from."""
+    found = {label: (mean_ratios(rows), len(rows)) for label, rows in _groups(run).items()}
+    columns = [name for name in COLUMNS if any(name in cells for cells, _ in found.values())]
+    lines = [
+        _filled(
+            f"How many times as fast evenorm is: geometric means of the rows above {LARGE:,} elements, in parentheses "
+            "of how many where the other has no such layer or a wrong result, which gets no time."
+        ),
+        "",
+        f"| | rows | {' | '.join(COLUMNS[name] for name in columns)} |",
+        "|---|---|" + "---|" * len(columns),
     ]
+    for label, (cells, count) in found.items():
+        ratios = " | ".join(mean(cells.get(name), count) for name in columns)
+        lines.append(f"| {label} | {count} | {ratios} |")
+    for paragraph in (" ".join(_said(run)), _origin(run, source)):
+        lines += ["", _filled(paragraph)]
+    return "\n".join([*lines, ""])
+
+
+def _groups(run: Run) -> dict[str, list[Row]]:
+    """What stands in a line of the table: rows of one suite, dtype, pass and memory, or a model's steps."""
+    groups: dict[str, list[Row]] = {}
+    for suite, what in _SUITES.items():
+        for row in run.rows:
+            if row.suite.split()[0] != suite or row.seconds() is None:
+                continue
+            if suite == "models":
+                groups.setdefault(f"{row.network}, {PASSES[row.direction]}", []).append(row)
+            elif row.elements > LARGE:
+                memory = ", reused memory" if row.memory == "reused" else ""
+                groups.setdefault(f"{what}, {row.dtype}, {PASSES[row.direction]}{memory}", []).append(row)
+    return groups
+
+
+def _origin(run: Run, source: Path | None) -> str:
+    file = "" if source is None else f" `{source}`,"
+    commands = "; ".join(f"`{c.text}` ({c.date}, load {c.load} at the start)" for c in run.commands)
+    return f"From{file} by {commands}, on {line(run.machine)}."
+
+
+def _said(run: Run) -> Iterator[str]:
+    summary = summarize(run)
     compared = [row for row in run.rows if row.ratio("torch") is not None]
-    lines.append(
-        f"- {len(summary.slower)} of {len(compared)} rows are slower than torch eager by more than 10 % or 3 µs, "
-        f"{len(summary.wrong)} were wrong and have no speed."
+    yield (
+        f"Slower than torch by more than a tenth or 3 µs: {len(summary.slower)} of all {len(compared)} rows; "
+        f"wrong, so that they have no speed: {len(summary.wrong)}."
     )
-    lines += ["", f"`{run.command}`, {run.date}, on {line(run.machine)}.", ""]
-    return "\n".join(lines)
+    roofs = "; ".join(f"{name} {shares}" for name, roof in _ROOFS.items() if (shares := _shares(summary, roof)))
+    if roofs:
+        yield f"Share of the speed at which the same bytes are copied, in reused memory beyond the last cache: {roofs}."
+    trained = [row.network for row in run.rows if row.suite == "models" and row.direction == "training"]
+    if trained:
+        rates = ", ".join(f"{name} {RATES[name]:g}" for name in dict.fromkeys(trained))
+        yield (
+            f"A training step is timed where ten steps give torch's losses to 1e-4, at these learning rates: {rates}. "
+            "At larger ones a fresh network with batch normalization multiplies the roundings of any two "
+            "implementations (`docs/log.md`)."
+        )
+
+
+def _shares(summary: Summary, roof: str) -> str:
+    return ", ".join(_share(share) for share in summary.shares if share.roof == roof)
+
+
+def _filled(paragraph: str) -> str:
+    return textwrap.fill(paragraph, _WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _share(share: Share) -> str:
+    sweeps = "" if share.sweeps == 1 else f" in {share.sweeps} sweeps"
+    return f"{share.mean:.0%} {PASSES[share.direction]}{sweeps}"

@@ -1,17 +1,14 @@
-"""A row: what was measured of one case, one pass and one kind of memory. A run is rows and the machine."""
+"""A row: what was measured of one case, one pass and one kind of memory."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 from evenorm.bench.interval import Interval
 from evenorm.bench.peers import OURS
 from evenorm.bench.roof import COPY, STREAM
 
-__all__ = ["Row", "Run", "Timing"]
+__all__ = ["Row", "Timing"]
 
 # Slower than torch means by more than this share of its time and by more than these seconds.
 _SLOWER_SHARE, _SLOWER_SECONDS = 0.10, 3e-6
@@ -61,6 +58,11 @@ class Row:
     """Whether input and output lie in the last-level cache together."""
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from every other row."""
+        return (self.suite, self.title, self.network, self.size, self.direction, self.memory)
+
+    @property
     def ours(self) -> Timing:
         """Our variant."""
         return self.timings[OURS]
@@ -103,33 +105,3 @@ class Row:
     def peers(self) -> dict[str, Timing]:
         """The variants but ours and the roofs."""
         return {name: timing for name, timing in self.timings.items() if name not in (OURS, COPY, STREAM)}
-
-
-@dataclass
-class Run:
-    """All rows of one command, on one machine."""
-
-    machine: dict[str, str]
-    date: str
-    command: str
-    rows: list[Row] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def write(self, file: Path) -> None:
-        """Write as JSON."""
-        file.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, file: Path) -> Run:
-        """Read what was written."""
-        content = json.loads(file.read_text(encoding="utf-8"))
-        rows = [
-            Row(**{**row, "timings": {name: _timing(timing) for name, timing in row["timings"].items()}})
-            for row in content.pop("rows")
-        ]
-        return cls(**content, rows=rows)
-
-
-def _timing(content: dict[str, Any]) -> Timing:
-    intervals = {name: content[name] for name in ("seconds", "ratio", "excess")}
-    return Timing(**{**content, **{name: i and Interval(*i) for name, i in intervals.items()}})

@@ -46,7 +46,6 @@ def interleave(
     names = list(calls)
     repeats, warms, cost = {}, {}, 0.0
     for name in names:
-        calls[name]()
         once = min(timed(calls[name], 1) for _ in range(2))
         repeats[name] = max(1, round(_SAMPLE / max(once, 1)))
         warms[name] = once < _LONG

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from evenorm.bench.interval import geometric_mean
 from evenorm.bench.roof import COPY, STREAM
-from evenorm.bench.row import Row, Run
+from evenorm.bench.row import Row
+from evenorm.bench.run import Run
 from evenorm.bench.watched import SUITE as WATCHED
 
-__all__ = ["LARGE", "Mean", "Share", "Summary", "summarize"]
+__all__ = ["LARGE", "Mean", "Share", "Summary", "mean_ratios", "summarize"]
 
 LARGE = 100_000
 """Rows of more elements enter the means; smaller ones measure the cost of a call."""
@@ -85,7 +86,7 @@ def summarize(run: Run, worst: int = 5) -> Summary:
             groups.setdefault((row.suite, row.dtype, row.direction, row.memory), []).append(row)
     compared = [row for row in rows if row.ratio("torch") is not None]
     return Summary(
-        {key: _means(group) for key, group in groups.items()},
+        {key: mean_ratios(group) for key, group in groups.items()},
         _shares(rows),
         [row for row in rows if row.slower],
         sorted(compared, key=lambda row: row.ratio("torch") or 0.0)[:worst],
@@ -94,7 +95,8 @@ def summarize(run: Run, worst: int = 5) -> Summary:
     )
 
 
-def _means(rows: Iterable[Row]) -> dict[str, Mean]:
+def mean_ratios(rows: Iterable[Row]) -> dict[str, Mean]:
+    """The mean of each peer's time over ours."""
     ratios: dict[str, list[float]] = {}
     for row in rows:
         found = {name: row.ratio(name) for name in row.peers() if name != "evenorm compiled"}

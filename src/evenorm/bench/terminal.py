@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,11 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from evenorm.bench.roof import COPY, STREAM
-from evenorm.bench.row import Row, Run
+from evenorm.bench.row import Row
+from evenorm.bench.run import Run
 from evenorm.bench.summary import COMPILED, LARGE, Mean, Summary
 from evenorm.bench.watched import BARE
 
-__all__ = ["WIDTH", "closing", "heading", "line", "watch"]
+__all__ = ["WIDTH", "closing", "heading", "line", "mean", "times", "watch"]
 
 WIDTH = 80
 
@@ -25,8 +26,8 @@ _PEERS_SHOWN = 4
 _LEAST_PEAK = 1 << 20
 
 
-def watch(rows: Iterable[Row], total: int, run: Run, console: Console) -> bool:
-    """Print rows as they come, above a bar; return whether Ctrl-C ended them."""
+def watch(rows: Iterable[Row], total: int, keep: Callable[[Row], None], console: Console) -> bool:
+    """Print and keep rows as they come, above a bar; return whether Ctrl-C ended them."""
     columns = (
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
@@ -37,15 +38,15 @@ def watch(rows: Iterable[Row], total: int, run: Run, console: Console) -> bool:
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("", total=total)
         try:
-            for row in _printed(rows, run, progress.console):
-                run.rows.append(row)
+            for row in _printed(rows, progress.console):
+                keep(row)
                 progress.advance(bar)
         except KeyboardInterrupt:
             return True
     return False
 
 
-def _printed(rows: Iterable[Row], run: Run, console: Console) -> Iterator[Row]:
+def _printed(rows: Iterable[Row], console: Console) -> Iterator[Row]:
     above: tuple[str, ...] = ()
     for row in rows:
         group = (row.suite, row.title, row.memory)
@@ -150,7 +151,7 @@ def _means(summary: Summary) -> Iterator[RenderableType]:
         for (kind, dtype, direction, memory), means in groups.items():
             rows = max(mean.rows for mean in means.values())
             words = [*kind.split()[1:], dtype, *([memory] if suite != "models" else []), _MARKS[direction]]
-            table.add_row(" ".join(words), str(rows), *(_mean(means.get(name), rows) for name in names))
+            table.add_row(" ".join(words), str(rows), *(mean(means.get(name), rows) for name in names))
         yield table
 
 
@@ -159,11 +160,11 @@ def above(suite: str) -> str:
     return "" if suite == "models" else f" above {LARGE:,} elements"
 
 
-def _mean(mean: Mean | None, rows: int) -> str:
+def mean(found: Mean | None, rows: int) -> str:
     """A mean, and of how many rows where they are not all."""
-    if mean is None:
+    if found is None:
         return "–"
-    return times(mean.value) if mean.rows == rows else f"{times(mean.value)} ({mean.rows})"
+    return times(found.value) if found.rows == rows else f"{times(found.value)} ({found.rows})"
 
 
 def _number(value: float | None, form: str) -> str:
