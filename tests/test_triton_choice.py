@@ -136,7 +136,8 @@ OFF_PATH = [
     "RMSNorm · bfloat16, float32 weight",
     *("LayerNorm2d · float32", "RMSNorm2d · float32", "InstanceNorm2d · float32 cl", "InstanceNorm3d · float32 cl"),
     *("GroupNorm+silu · bfloat16", "GroupNorm+silu · bfloat16 cl", "GroupNorm+silu · bfloat16 cl 3d"),
-    "BatchNorm2d+add+relu · training · float32",
+    *("BatchNorm2d+add+relu · training · float32", "BatchNorm2d+relu · training · bfloat16 cl"),
+    *("BatchNorm1d · training · masked · float32", "InstanceNorm1d · masked · bfloat16"),
 ]
 
 
@@ -154,6 +155,8 @@ def test_what_torch_has_no_fast_kernel_for_is_a_row(name: str) -> None:
         Case("", "RMSNorm2d", (3, 8, 4, 4), channels_last=True),
         Case("", "InstanceNorm3d", (2, 8, 2, 4, 4), channels_last=True),
         Case("", "GroupNorm", (2, 8, 2, 4, 4), "bfloat16", groups=4, channels_last=True, activation="silu"),
+        Case("", "BatchNorm1d", (6, 4, 20), hidden=0.25),
+        Case("", "InstanceNorm1d", (6, 4, 20), "bfloat16", hidden=0.25),
     ],
     ids=lambda case: case.title,
 )

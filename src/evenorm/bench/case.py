@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ class Case:
     residual: Place | None = None
     parameters: str | None = None
     """The dtype of weight and bias, where it is not what the layer's family has."""
+    hidden: float = 0.0
+    """The share of positions, on average, that are padding, which a mask hides."""
 
     @property
     def elements(self) -> int:
@@ -91,6 +94,7 @@ class Case:
         parts = ["+".join([*before, self.layer, *after, *([self.activation] if self.activation else [])])]
         if self.family == "BatchNorm":
             parts.append("training" if self.training else "evaluation")
+        parts += ["masked"] if self.hidden else []
         weight = f", {self.parameters} weight" if self.parameters is not None else ""
         return " · ".join([*parts, self.dtype + weight])
 
@@ -130,7 +134,8 @@ class Case:
         if self.layer in ("LayerNorm2d", "RMSNorm2d"):
             # ConvNeXt's eps, which is ours too.
             return self._prepared(_Permuted(getattr(nn, self.family)(*arguments, eps=_EPS)))
-        return self._prepared(getattr(nn, self.layer)(*arguments, **options))
+        module = self._prepared(getattr(nn, self.layer)(*arguments, **options))
+        return _Masked(module, self.family == "BatchNorm") if self.hidden else module
 
     def _prepared(self, layer: nn.Module) -> nn.Module:
         return layer.to(self.parameter_dtype).train(self.training)
@@ -148,6 +153,31 @@ class _Permuted(nn.Module):
         return y.permute(0, 3, 1, 2)
 
 
+class _Masked(nn.Module):
+    """What torch's users write for padded sequences: sums over what is there, in float32, and zeros elsewhere."""
+
+    def __init__(self, norm: Any, together: bool) -> None:
+        super().__init__()
+        self.norm = norm
+        self.axes = (0, 2) if together else (2,)
+
+    def forward(self, input: Tensor, mask: Tensor) -> Tensor:
+        there = mask[:, None]
+        x = input.float()
+        count = there.sum(self.axes, keepdim=True)
+        mean = (x * there).sum(self.axes, keepdim=True) / count
+        deviation = (x - mean) * there
+        variance = deviation.square().sum(self.axes, keepdim=True) / count
+        if self.norm.running_mean is not None:
+            with torch.no_grad():
+                unbiased = variance * count / (count - 1)
+                self.norm.running_mean.lerp_(mean.flatten(), self.norm.momentum)
+                self.norm.running_var.lerp_(unbiased.flatten(), self.norm.momentum)
+        y = deviation * torch.rsqrt(variance + self.norm.eps)
+        y = (y * self.norm.weight[:, None] + self.norm.bias[:, None]) * there
+        return y.to(input.dtype)
+
+
 @dataclass
 class Data:
     """The tensors of a case, shared by all variants: the same numbers in the same memory."""
@@ -161,6 +191,8 @@ class Data:
     residual: Tensor | None
     d_total: Tensor | None
     """The cotangent of the sum, where a residual is added before the normalization."""
+    mask: Tensor | None = None
+    """Which positions of which samples are there, where some are padding: sequences of different lengths."""
 
     @classmethod
     def of(cls, case: Case, seed: int = 0) -> Data:
@@ -185,6 +217,7 @@ class Data:
             1.5 + draw(channels).abs() / 2,
             laid(draw(*case.shape)).requires_grad_() if case.residual else None,
             laid(draw(*case.shape)) if case.residual == "before" else None,
+            _lengths(case, source) if case.hidden else None,
         )
 
     def on(self, device: str) -> Data:
@@ -198,7 +231,7 @@ class Data:
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return (
             *(self.x, self.dy, self.weight, self.bias, self.mean, self.variance),
-            *(self.residual, self.d_total),
+            *(self.residual, self.d_total, self.mask),
         )
 
     def load(self, module: nn.Module) -> nn.Module:
@@ -210,3 +243,11 @@ class Data:
                 if value is not None:
                     kept.copy_(value)
         return module
+
+
+def _lengths(case: Case, source: np.random.Generator) -> Tensor:
+    """A mask of lengths that differ by as much as they can, one of them whole."""
+    longest = case.shape[-1]
+    lengths = source.uniform(1 - 2 * case.hidden, 1, case.shape[0]) * longest
+    lengths[0] = longest
+    return torch.arange(longest) < torch.from_numpy(lengths)[:, None].clamp_min(2)

@@ -106,6 +106,7 @@ class Reference:
             "eps": float(self.layer.eps),
             "centered": recipe.centered,
             "given": given,
+            "mask": self._mask(where),
         }
         cuts: list[Any] = [None if t is None else t[where] for t in (self.x, self.dy, self.residual, self.d_total)]
         x, dy, residual, d_total = cuts
@@ -161,6 +162,13 @@ class Reference:
                 n = dy.size / values.size
                 sums[name] = _Sum(values, squares, np.full_like(values, n), np.full_like(values, off * off * n))
         return Slice(z, scale, elements, sums)
+
+    def _mask(self, where: Where) -> Any:
+        """Of lengths: the same for all channels."""
+        if self.data.mask is None:
+            return None
+        mask = self.data.mask.numpy()[:, None]
+        return mask if self.case.sliced_axis else mask[where]
 
     def totals(self, parts: list[dict[str, _Sum]]) -> dict[str, Bounded]:
         """The parameters' gradients of the whole from those of the slices."""

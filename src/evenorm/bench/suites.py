@@ -61,6 +61,13 @@ _OFF_PATH: tuple[tuple[str, str, tuple[int, ...], str | None, str | None], ...] 
     ("3D U-Net", "GroupNorm", (2, 64, 16, 64, 64), None, "silu"),
 )
 
+# Sequences of different lengths, the rest padded: a quarter.
+_PADDED: tuple[tuple[str, str, tuple[int, ...]], ...] = (
+    ("padded speech", "BatchNorm1d", (32, 128, 1024)),
+    ("padded speech", "InstanceNorm1d", (32, 128, 1024)),
+)
+_HIDDEN = 0.25
+
 # Activation, and where a residual is added.
 _FUSED: tuple[tuple[str, str, tuple[int, ...], str | None, Place | None], ...] = (
     ("ResNet-50", "BatchNorm2d", (16, 64, 112, 112), "relu", None),
@@ -144,6 +151,8 @@ def _off_path(suite: str) -> Iterator[Case]:
         for network, layer, shape, parameters, activation in _OFF_PATH:
             if parameters != dtype and (activation is not None) == (suite == "fused"):
                 yield from _formats(Case(network, layer, shape, dtype, parameters=parameters, activation=activation))
+        for network, layer, shape in _PADDED if suite == "layers" else ():
+            yield Case(network, layer, shape, dtype, hidden=_HIDDEN)
 
 
 def _together(cases: Iterable[Case]) -> list[Case]:

@@ -31,7 +31,8 @@ class Called:
     def __init__(self, module: nn.Module, data: Data, *, retains: bool = True) -> None:
         self.module = data.load(module.to(data.x.device))
         self.x = data.x
-        self.options = {} if data.residual is None else {"residual": data.residual}
+        beside = {"residual": data.residual, "mask": data.mask}
+        self.options = {name: tensor for name, tensor in beside.items() if tensor is not None}
         self.cotangents = data.dy if data.d_total is None else (data.dy, data.d_total)
         self.leaves = (data.x, *self.options.values(), *self.module.parameters())
         self.retains = retains
@@ -58,7 +59,7 @@ class Called:
             found |= {"y without grad": bare[0], "y": y[0], "sum": y[1]}
         for name, parameter in self.module.named_parameters():
             found[f"d{name.rpartition('.')[2]}"] = parameter.grad
-        found |= {f"d{name}": tensor.grad for name, tensor in self.options.items()}
+        found |= {f"d{name}": tensor.grad for name, tensor in self.options.items() if tensor.requires_grad}
         self._clear()
         return found
 
