@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 
 import evenorm
 from evenorm import Affine, Pattern
-from evenorm.bench import gate, suites
+from evenorm.bench import dist, gate, suites
 from evenorm.bench.case import Case, Data
-from evenorm.bench.device import DEVICES
+from evenorm.bench.device import DEVICES, Device
 from evenorm.bench.peers import OURS, build
+from evenorm.bench.row import Timing
 from evenorm.cli import app
 from evenorm.kernels import KernelError, Signature, candidates, triton
 from evenorm.kernels.environment import environment
@@ -122,6 +123,21 @@ def test_the_benchmark_refuses_a_gpu_that_is_not_there() -> None:
     assert found.exit_code == 2
     assert "--device cuda: torch finds no GPU here" in found.output
     assert CliRunner().invoke(app, ["bench", "layers", "--device", "tpu"]).exit_code == 2
+
+
+def test_synchronized_rows_are_a_gpus_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process for each GPU, over NCCL; what runs on the CPU alone is said to be left out."""
+
+    def run(shape: tuple[int, ...], seconds: float, device: Device) -> dict[str, Timing]:
+        return {OURS: Timing(absent=f"asked for on {device.name}")}
+
+    monkeypatch.setitem(DEVICES, "cuda", DEVICES["cuda"]._replace(missing=lambda: None, processes=lambda: 1))
+    monkeypatch.setattr(dist, "_run", run)
+    found = CliRunner().invoke(app, ["bench", "dist", "monitor", "--device", "cuda", "--quick"])
+    assert found.exit_code == 0, found.output
+    assert "synchronized over 1 process, nccl · float32" in found.output
+    assert "asked for on cuda" in found.output
+    assert "monitor is left out: it runs on the CPU" in found.output
 
 
 def test_the_gpus_rows() -> None:

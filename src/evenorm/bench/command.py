@@ -172,9 +172,10 @@ def _begin(settings: Settings, watch: watched.Watch) -> tuple[Command, int, Iter
     notes = [f"{peer} is left out: {reason}" for peer in peers if (reason := missing(peer))]
     peers = [peer for peer in peers if missing(peer) is None]
     if device is not CPU:
-        others = [*(name for name in names if name not in suites.SUITES), *(p for p in peers if p not in device.peers)]
+        here = (*suites.SUITES, "dist")
+        others = [*(name for name in names if name not in here), *(p for p in peers if p not in device.peers)]
         notes += [f"{name} is left out: it runs on the CPU" for name in others]
-        names, memory = [name for name in names if name in suites.SUITES], [suites.CACHED]
+        names, memory = [name for name in names if name in here], [suites.CACHED]
         peers = [peer for peer in peers if peer in device.peers]
     if suites.REUSED in memory and not allocator.can_keep():
         memory.remove(suites.REUSED)
@@ -200,7 +201,7 @@ def _begin(settings: Settings, watch: watched.Watch) -> tuple[Command, int, Iter
     parts = [
         steps,
         watching,
-        dist.measure(seconds, settings.quick) if synced else (),
+        dist.measure(seconds, settings.quick, device) if synced else (),
         session.play(plans, seconds, command.notes, device),
     ]
     return command, total, itertools.chain(*parts)

@@ -31,6 +31,10 @@ class Device(NamedTuple):
     """Bytes of the last cache before memory."""
     roofs: Callable[[Case], Mapping[str, Call]]
     """Copies of a tensor of the case's size."""
+    backend: str
+    """What connects processes that synchronize."""
+    processes: Callable[[], int]
+    """How many of them are measured."""
 
 
 def _no_gpu() -> str | None:
@@ -77,7 +81,12 @@ CPU = Device(
     allocator.peak,
     machine.largest_cache,
     lambda case: roof.roofs(case, torch.get_num_threads()),
+    "gloo",
+    lambda: 2,
 )
-GPU = Device("cuda", ("torch", "compile"), _no_gpu, _by_events, _allocated, _second_level, _copy)
+GPU = Device(
+    *("cuda", ("torch", "compile"), _no_gpu, _by_events, _allocated, _second_level, _copy),
+    *("nccl", torch.cuda.device_count),
+)
 
 DEVICES = {device.name: device for device in (CPU, GPU)}

@@ -1,4 +1,4 @@
-"""The suite ``dist``: synchronized batch normalization, timed in processes of its own over gloo."""
+"""The suite ``dist``: synchronized batch normalization, timed in processes of its own; on GPUs one for each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from evenorm.bench.device import CPU, Device
 from evenorm.bench.measure import timings
 from evenorm.bench.peers import OURS
 from evenorm.bench.row import Row, Timing
 
-__all__ = ["PROCESSES", "SHAPES", "measure"]
+__all__ = ["SHAPES", "measure"]
 
-PROCESSES = 2
 SHAPES = {
     "ResNet-50": ((16, 64, 56, 56), (16, 256, 14, 14), (4, 2048, 7, 7)),
     "detection": ((1, 256, 50, 68),),
@@ -28,27 +28,28 @@ _QUICK = {"quick": ((2, 4, 3, 3),)}
 _PATIENCE = 300
 
 
-def measure(seconds: float, quick: bool = False) -> Iterator[Row]:
+def measure(seconds: float, quick: bool = False, device: Device = CPU) -> Iterator[Row]:
     """A training step, forward and backward, of this rank's share, for each shape."""
     for network, shapes in (_QUICK if quick else SHAPES).items():
         for shape in shapes:
-            yield _row(network, shape, _run(shape, seconds))
+            yield _row(network, shape, _run(shape, seconds, device), device)
 
 
-def _run(shape: tuple[int, ...], seconds: float) -> dict[str, Timing]:
+def _run(shape: tuple[int, ...], seconds: float, device: Device) -> dict[str, Timing]:
     """What the first of the processes measured."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "STORE": str(Path(folder, "store"))}
-        command = [sys.executable, "-m", "evenorm.bench.rank", str(PROCESSES), repr(seconds), *map(str, shape)]
+        processes = device.processes()
+        command = [sys.executable, "-m", "evenorm.bench.rank", str(processes), device.name, repr(seconds)]
         ranks = [
             subprocess.Popen(
-                [*command[:3], str(rank), *command[3:]],
+                [*command[:3], str(rank), *command[3:], *map(str, shape)],
                 env=environment,
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
-            for rank in range(PROCESSES)
+            for rank in range(processes)
         ]
         try:
             said = [rank.communicate(timeout=_PATIENCE) for rank in ranks]
@@ -69,11 +70,13 @@ def _run(shape: tuple[int, ...], seconds: float) -> dict[str, Timing]:
     return result
 
 
-def _row(network: str, shape: tuple[int, ...], found: dict[str, Timing]) -> Row:
+def _row(network: str, shape: tuple[int, ...], found: dict[str, Timing], device: Device) -> Row:
     elements = int(np.prod(shape))
+    ranks = device.processes()
+    over = f"{ranks} process" + "es" * (ranks != 1)
     return Row(
         suite="dist",
-        title=f"synchronized over {PROCESSES} processes, gloo · float32",
+        title=f"synchronized over {over}, {device.backend} · float32",
         network=network,
         layer="SyncBatchNorm",
         size="×".join(map(str, shape)),

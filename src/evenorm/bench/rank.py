@@ -1,4 +1,4 @@
-"""One process of the suite ``dist``: ``python -m evenorm.bench.rank RANK PROCESSES SECONDS SHAPE…``."""
+"""One process of the suite ``dist``: ``python -m evenorm.bench.rank RANK PROCESSES DEVICE SECONDS SHAPE…``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from evenorm.bench.device import CPU, DEVICES, Device
 from evenorm.bench.peers import OURS
 from evenorm.kernels import reference
 from evenorm.layers import SyncBatchNorm
@@ -69,10 +69,12 @@ VARIANTS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def main(rank: int, processes: int, seconds: float, *shape: int) -> None:
+def main(rank: int, processes: int, device: Device, seconds: float, *shape: int) -> None:
     """Gate every variant, time those that pass in turns, and write what was found on the first rank."""
     store = dist.FileStore(os.environ["STORE"], processes)  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+    if device is not CPU:
+        torch.cuda.set_device(rank)
+    dist.init_process_group(device.backend, store=store, rank=rank, world_size=processes)
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(processes * shape[0], *shape[1:], generator=generator) for _ in range(2))
     x += _OFFSET
@@ -82,19 +84,22 @@ def main(rank: int, processes: int, seconds: float, *shape: int) -> None:
     dx = reference.backward(dy.double(), x.double(), pattern).x[mine]
     found: dict[str, Any] = {"samples": {}, "errors": {}, "absent": {}}
     calls: dict[str, Callable[[], Tensor]] = {}
+    d_mine = dy[mine].to(device.name)
     for name, make in VARIANTS.items():
-        part = x[mine].clone().requires_grad_()
-        layer = make(shape[1])
+        part = x[mine].to(device.name, copy=True).requires_grad_()
+        layer = make(shape[1]).to(device.name)
         try:
             output = layer(part)
-            (gradient,) = torch.autograd.grad(output, part, dy[mine])
+            (gradient,) = torch.autograd.grad(output, part, d_mine)
         except (RuntimeError, ValueError) as fault:
             found["absent"][name] = str(fault)
             continue
         pairs = ((output, y), (gradient, dx))
-        error = max(float((a.detach().double() - torch.from_numpy(b)).abs().max() / abs(b).max()) for a, b in pairs)
+        error = max(
+            float((a.detach().cpu().double() - torch.from_numpy(b)).abs().max() / abs(b).max()) for a, b in pairs
+        )
         # All ranks decide alike.
-        worst = torch.tensor([error])
+        worst = torch.tensor([error], device=device.name)
         dist.all_reduce(worst, op=dist.ReduceOp.MAX)
         found["errors"][name] = (worst.item(), _LIMIT)
         if worst.item() > _LIMIT:
@@ -102,34 +107,30 @@ def main(rank: int, processes: int, seconds: float, *shape: int) -> None:
             continue
 
         def step(layer: nn.Module = layer, part: Tensor = part) -> Tensor:
-            return torch.autograd.grad(layer(part), part, dy[mine])[0]
+            return torch.autograd.grad(layer(part), part, d_mine)[0]
 
         calls[name] = step
-    found["samples"] = _timed(calls, seconds)
+    found["samples"] = _timed(calls, seconds, device)
     dist.destroy_process_group()
     if rank == 0:
         json.dump(found, sys.stdout)
 
 
-def _timed(calls: dict[str, Callable[[], Tensor]], seconds: float) -> dict[str, list[float]]:
+def _timed(calls: dict[str, Callable[[], Tensor]], seconds: float, device: Device) -> dict[str, list[float]]:
     """Seconds per call, in turns; every rank makes as many rounds as the first one's clock allows."""
-    once = torch.zeros(1)
+    once = torch.zeros(1, device=device.name)
     for call in calls.values():
         call()
-        start = perf_counter()
-        call()
-        once += perf_counter() - start
+        once += device.timed(call, 1) * 1e-9
     dist.broadcast(once, 0)
     rounds = min(max(int(seconds / max(once.item(), 1e-9)), _LEAST), _MOST)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             dist.barrier()
-            start = perf_counter()
-            call()
-            samples[name].append(perf_counter() - start)
+            samples[name].append(device.timed(call, 1) * 1e-9)
     return samples
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:]))
+    main(int(sys.argv[1]), int(sys.argv[2]), DEVICES[sys.argv[3]], float(sys.argv[4]), *map(int, sys.argv[5:]))
