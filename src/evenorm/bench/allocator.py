@@ -43,8 +43,10 @@ def settle() -> None:
 
 
 def peak(call: Callable[[], object]) -> int | None:
-    """Bytes that one call holds at the most beyond what was held before; ``None`` where Linux cannot say."""
-    call()
+    """Bytes that one call holds at the most beyond what was held before; ``None`` where Linux cannot say.
+
+    It was called before: what a first call makes for good is not counted.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
