@@ -72,6 +72,26 @@ def test_without_triton_it_declines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("compiled")
+def test_on_gpus_that_it_does_not_know_it_declines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: ((9, 0), (7, 0))[index])
+    assert triton.declines(signature(device="cuda"), ROWS, LAST) is None
+    assert triton.ready()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: ((9, 0), (6, 1))[index])
+    reason = "a GPU here has compute capability 6.1, and Triton takes 7.0 and later"
+    assert triton.declines(signature(device="cuda"), ROWS, LAST) == reason
+    assert triton.state().endswith(reason)
+    assert not triton.ready()
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    reason = "these kernels are for NVIDIA's GPUs, and this torch is built for ROCm"
+    assert triton.declines(signature(device="cuda"), ROWS, LAST) == reason
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert triton.declines(signature(), ROWS, LAST) is None
+
+
+@pytest.mark.usefixtures("compiled")
 def test_what_it_runs_on_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evenorm.kernels.triton.metadata.version", lambda name: "9.9" if name == "triton" else "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

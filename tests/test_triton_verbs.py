@@ -99,6 +99,19 @@ def test_a_mean_far_from_zero(setting: Setting, small: bool, monkeypatch: pytest
     assert (y - expected).abs().max() < 2e-6
 
 
+def test_normalized_values_are_rounded_before_the_weight_where_that_is_asked_for() -> None:
+    """As Llama's implementations do in bfloat16; the other order gives other bits."""
+    setting = SETTINGS["layer"]
+    x = tensors(setting, None)[0].bfloat16()
+    weight = there(torch.randn(6) + 0.5)
+    bare, early, late = (
+        triton.forward(x, setting.parsed, False, EPS, Finish(affine, Epilogue(), weight if affine.axes else None))[0]
+        for affine in (Affine(), Affine("d", cast="before"), Affine("d"))
+    )
+    assert torch.equal(early, (bare * weight).bfloat16())
+    assert not torch.equal(early, late)
+
+
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 def test_pieces_of_unequal_counts(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """32, 32, 32 and 4 values; by the mask fewer, and none of the first. Float32 cannot tell their means apart."""

@@ -35,12 +35,15 @@ __all__ = [
     "name",
     "ready",
     "state",
+    "unfit",
 ]
 
 name = "triton"
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _NOTHING = Finish(Affine(), Epilogue())
+# Volta's compute capability, the least that Triton compiles for.
+_OLDEST = (7, 0)
 
 
 def interpreted() -> bool:
@@ -54,25 +57,42 @@ def installed() -> bool:
     return find_spec("triton") is not None
 
 
+def unfit() -> str | None:
+    """Why the GPUs of this machine cannot run these kernels, or ``None``."""
+    if torch.version.hip is not None:
+        return "these kernels are for NVIDIA's GPUs, and this torch is built for ROCm"
+    oldest = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())), default=_OLDEST)
+    if oldest < _OLDEST:
+        return "a GPU here has compute capability {}.{}, and Triton takes {}.{} and later".format(*oldest, *_OLDEST)
+    return None
+
+
 def ready() -> bool:
     """Whether these kernels can run on this machine."""
-    return installed() and (interpreted() or torch.cuda.is_available())
+    return installed() and (interpreted() or (torch.cuda.is_available() and unfit() is None))
 
 
 def state() -> str:
     """The version of Triton, and what it runs on here."""
     if not installed():
         return "not installed: tensors on a GPU take torch's own operations"
-    place = "interpreted" if interpreted() else torch.cuda.get_device_name() if ready() else "no GPU"
+    if interpreted():
+        place = "interpreted"
+    elif torch.cuda.is_available():
+        place = unfit() or torch.cuda.get_device_name()
+    else:
+        place = "no GPU"
     return f"{metadata.version('triton')}, {place}"
 
 
 def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | None:
-    """Where there is no GPU, no Triton, no plan, or no plain memory to read."""
+    """Where there is no GPU that Triton knows, no Triton, no plan, or no plain memory to read."""
     if signature.device != ("cpu" if interpreted() else "cuda"):
         return f"the tensor is on {signature.device}" + (", which its interpreter does not take" * interpreted())
     if not installed():
         return "Triton is not installed"
+    if not interpreted() and (reason := unfit()) is not None:
+        return reason
     if not signature.is_plain:
         return f"{signature.kind.__name__} is not torch's own dense tensor"
     if signature.dtype not in _DTYPES:
