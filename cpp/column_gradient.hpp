@@ -29,6 +29,7 @@ class ColumnGradient : public Columns<T> {
  public:
   explicit ColumnGradient(const Call& call)
       : Base(call), wants_parameters_(call.dweight || call.dbias),
+        in_passing_(out_ && call.rstd && !(tail_ && (out_ == dy_ || out_ == x_))),
         parts_(cut_.pieces / cut_.pieces_per_part), room_(Slab::rounded(cut_.block)),
         by_row_(wants_parameters_ && plan_.by_row ? plan_.batch * plan_.outer * cut_.blocks : 0),
         at_once_(wants_parameters_ && !plan_.by_row && plan_.batch * parts_ == 1 && parameters_.as_they_are()),
@@ -36,20 +37,12 @@ class ColumnGradient : public Columns<T> {
                        ? plan_.batch * cut_.blocks * parts_ * 2 * room_
                        : 0) {}
 
-  // Sums, and the input's gradient where one is asked for: at once where statistics are given, since then it depends on
-  // no sum.
+  // Sums, and the input's gradient where one is asked for.
   void sums() {
     auto prepare = [&](const Place& p, Work& work) { this->given(p, work.slab, false); };
     auto first = [&](const Place& p, Size piece, Work& work) { sums(p, piece, work); };
     auto done = [&](const Place& p, Work& work) { finish(p, work.slab); };
-    if (out_ && call_.rstd) {
-      const T* x = epilogue_.bent() ? x_ : nullptr;
-      auto both = [&](const Place& p, Size piece, Work& work) {
-        sums(p, piece, work);
-        Base::grad_input(p, piece, work, x);
-      };
-      this->sweep(prepare, both, done, nullptr);
-    } else if (out_) {
+    if (out_ && !in_passing_) {
       this->sweep(prepare, first, done,
                   [&](const Place& p, Size piece, Work& work) { Base::grad_input(p, piece, work); });
     } else {
@@ -64,13 +57,14 @@ class ColumnGradient : public Columns<T> {
     Range range = this->rows(piece);
     double* plain = slab.partial + 2 * piece * slab.room;
     clear(plain, 2 * slab.room);
-    lines.prepare(slab, p.width, this->folded(p, piece));
+    lines.prepare_back(slab, p.width, this->folded(p, piece));
     for (Size r = range.first; r < range.stop; r += kLinks) {
       Range tile{r, r + kLinks < range.stop ? r + kLinks : range.stop};
       lines.clear_chains();
       add(p, piece, tile, work);
       flush_chains(p.width, slab, lines, plain, plain + slab.room,
                    [&](Size k) { return column(p, tile, slab, k); });
+      if (in_passing_) Base::grad_input(p, piece, tile, work, epilogue_.bent() ? x_ : nullptr);
     }
   }
 
@@ -182,14 +176,14 @@ class ColumnGradient : public Columns<T> {
     }
   }
 
-  // The sums of statistics are kept, and made means.
+  // The sums of statistics are kept, and made means; given statistics do not depend on the input.
   void settle(Size first, Size count, double* plain, double* normalized) const {
     if (call_.s1) std::memcpy(call_.s1 + first, plain, std::size_t(count) * sizeof(double));
     if (call_.s2) std::memcpy(call_.s2 + first, normalized, std::size_t(count) * sizeof(double));
     for (Size k = 0; k < count; ++k) {
       double n = mask_.values(first + k);
-      plain[k] = call_.centered ? plain[k] / n : 0;
-      normalized[k] /= n;
+      plain[k] = call_.centered && !call_.rstd ? plain[k] / n : 0;
+      normalized[k] = call_.rstd ? 0 : normalized[k] / n;
     }
   }
 
@@ -267,6 +261,7 @@ class ColumnGradient : public Columns<T> {
   }
 
   bool wants_parameters_;
+  bool in_passing_;  // the input's gradient depends on no sum, and destroys no operand of one
   Size parts_, room_;
   Buffer<GradSums> by_row_;
   bool at_once_;  // every column is a parameter

@@ -53,20 +53,25 @@ struct Lines {
 
   // Slope and level are those of z where weights and biases are folded in, those of xhat where they are not.
   void prepare(const Slab& slab, Size width, const Folded<R>& scale) {
-    for (Size k = 0; k < width; ++k) high[k] = R(slab.mean[k]);
-    for (Size k = 0; k < width; ++k) {
-      double low = double(high[k]) - slab.mean[k];
-      slope[k] = R(slab.rstd[k]);
-      level[k] = R(low * slab.rstd[k]);
-    }
-    for (Size k = 0; scale.w && k < width; ++k) {
-      double low = double(high[k]) - slab.mean[k], weighed = slab.rstd[k] * double(scale.w[k]);
-      slope[k] = R(weighed);
-      level[k] = R(low * weighed);
-    }
-    for (Size k = 0; scale.b && k < width; ++k) {
-      double low = double(high[k]) - slab.mean[k], weighed = slab.rstd[k] * (scale.w ? double(scale.w[k]) : 1);
-      level[k] = R(low * weighed + double(scale.b[k]));
+    const double* mean = slab.mean;
+    const double* rstd = slab.rstd;
+    auto each = [&](const auto& weight, const auto& bias) {
+      for (Size k = 0; k < width; ++k) {
+        R near = R(mean[k]);
+        double weighed = rstd[k] * weight(k);
+        high[k] = near;
+        slope[k] = R(weighed);
+        level[k] = R((double(near) - mean[k]) * weighed + bias(k));
+      }
+    };
+    auto weight = [&](Size k) { return double(scale.w[k]); };
+    auto bias = [&](Size k) { return double(scale.b[k]); };
+    auto one = [](Size) { return 1.0; };
+    auto zero = [](Size) { return 0.0; };
+    if (scale.w) {
+      scale.b ? each(weight, bias) : each(weight, zero);
+    } else {
+      scale.b ? each(one, bias) : each(one, zero);
     }
     list_odd(width, [&](Size k) { return slab.center(k).narrow() & scale.at(k).narrow(); });
   }

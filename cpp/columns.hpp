@@ -91,10 +91,9 @@ class Columns {
     return flat / plan_.stretch * plan_.period + p.first;
   }
 
-  // Calls f(row, width) for the rows of a piece, after the last one for the short rest of folding.
+  // Calls f(row, width) for rows, after the last one for the short rest of folding.
   template <class F>
-  void each_row(const Place& p, Size piece, F&& f) const {
-    Range range = rows(piece);
+  void each_row(const Place& p, const Range& range, F&& f) const {
     for (Size r = range.first; r < range.stop; ++r) f(r, p.width);
     if (tail_ && range.stop == cut_.rows) f(cut_.rows, tail_ * row_);
   }
@@ -294,15 +293,16 @@ class Columns {
   }
 
   void apply(const Place& p, Size piece, Work& work) const {
+    Range range = rows(piece);
     if (by_run_) {
-      return each_row(p, piece, [&](Size r, Size width) {
+      return each_row(p, range, [&](Size r, Size width) {
         Size flat = offset(plan_.dense, p, r), n = plan_.inner;
         apply_runs(x_ + offset(plan_.x, p, r), out_ + flat, n, Several{width / n, n, n, n, 1}, work.slab.centers,
                    run_parameters_.uniforms(flat), epilogue_.at(flat), call_.stream);
       });
     }
     work.lines.prepare(work.slab, p.width, folded(p, piece));
-    each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
+    each_scaled_row(p, piece, range, [&](Size r, Size width, const auto& scale) {
       shown(p, r, width, [&](Size flat) {
         apply_row(x_ + offset(plan_.x, p, r), out_ + flat, width, work.slab, work.lines, scale, epilogue_.at(flat),
                   call_.stream);
@@ -310,20 +310,26 @@ class Columns {
     });
   }
 
-  void grad_input(const Place& p, Size piece, Work& work) const { grad_input(p, piece, work, x_); }
+  void grad_input(const Place& p, Size piece, Work& work) const {
+    prepare_back(p, piece, work);
+    grad_input(p, piece, rows(piece), work, x_);
+  }
 
-  // Of the values `x`, or of none where nothing depends on them.
-  void grad_input(const Place& p, Size piece, Work& work, const T* x) const {
+  void prepare_back(const Place& p, Size piece, Work& work) const {
+    if (!by_run_) work.lines.prepare_back(work.slab, p.width, folded(p, piece));
+  }
+
+  // Of some rows of a piece for which lines were prepared; `x` is null where nothing depends on it.
+  void grad_input(const Place& p, Size piece, const Range& range, Work& work, const T* x) const {
     if (by_run_) {
-      return each_row(p, piece, [&](Size r, Size width) {
+      return each_row(p, range, [&](Size r, Size width) {
         Size flat = offset(plan_.dense, p, r), n = plan_.inner;
         grad_input_runs(dy_ + offset(plan_.dy, p, r), x ? x + offset(plan_.x, p, r) : nullptr, out_ + flat,
                         n, Several{width / n, n, n, n, 1}, work.slab.centers, work.slab.pulls,
                         run_parameters_.uniforms(flat), epilogue_.at(flat), call_.stream);
       });
     }
-    work.lines.prepare_back(work.slab, p.width, folded(p, piece));
-    each_scaled_row(p, piece, [&](Size r, Size width, const auto& scale) {
+    each_scaled_row(p, piece, range, [&](Size r, Size width, const auto& scale) {
       shown(p, r, width, [&](Size flat) {
         grad_input_row(dy_ + offset(plan_.dy, p, r), x ? x + offset(plan_.x, p, r) : nullptr,
                        out_ + flat, width, work.slab, work.lines, scale, epilogue_.at(flat), call_.stream);
@@ -351,12 +357,12 @@ class Columns {
     with_scale(parameters_, index(p, rows(piece).first), f);
   }
 
-  // Calls f(row, width, scale) for the rows of a piece.
+  // Calls f(row, width, scale) for rows of a piece.
   template <class F>
-  void each_scaled_row(const Place& p, Size piece, F&& f) const {
-    if (plan_.by_row) return each_row(p, piece, [&](Size r, Size width) { f(r, width, uniform(p, r)); });
+  void each_scaled_row(const Place& p, Size piece, const Range& range, F&& f) const {
+    if (plan_.by_row) return each_row(p, range, [&](Size r, Size width) { f(r, width, uniform(p, r)); });
     with_piece_scale(p, piece, [&](const auto& scale) {
-      each_row(p, piece, [&](Size r, Size width) { f(r, width, scale); });
+      each_row(p, range, [&](Size r, Size width) { f(r, width, scale); });
     });
   }
 

@@ -38,8 +38,10 @@ class Parameters {
   R bias(Size index) const { return bias_ ? bias_[index] : R(0); }
 
   // Of runs from a flat position on, where the plan has them in order.
-  Uniforms<R> uniforms(Size flat) const {
-    return Uniforms<R>{weight_, bias_, plan_.count > 1}.from(plan_.count > 1 ? index(flat) : 0);
+  Uniforms<R> uniforms(Size flat) const { return uniforms(index(flat), plan_.count > 1); }
+  // Of runs whose parameters lie `step` apart, from one on.
+  Uniforms<R> uniforms(Size index, Size step) const {
+    return {weight_ ? weight_ + index : nullptr, bias_ ? bias_ + index : nullptr, step};
   }
 
   // Whether all runs of a statistic have one parameter.
@@ -79,6 +81,22 @@ class Parameters {
     }
   }
 
+  // The same where parts of one length that follow one another are taken together: f(start, n, runs, index), each run
+  // with the next parameter.
+  template <class F>
+  void walk_together(Size flat, Size n, F&& f) const {
+    Size from = 0, each = 0, runs = 0, first = 0;
+    auto flush = [&] {
+      if (runs) f(from, each, runs, first);
+      runs = 0;
+    };
+    walk(flat, n, [&](Size start, Size length, Size index) {
+      if (by_element_ || length != each || index != first + runs) flush();
+      if (!runs) from = start, each = length, first = index;
+      ++runs;
+    });
+    flush();
+  }
   // Sums of entries into sums of parameters.
   void collect(const double* entries, double* result) const {
     if (!result) return;

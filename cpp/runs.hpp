@@ -153,16 +153,29 @@ class Runs {
     for (Size r = 0; r < count; r += together) f(r, several);
   }
 
+  // Calls f(start, n, runs, scale) for a row, or rows that share their parameters, cut where the parameter changes.
+  template <class F>
+  void each_turn(Size flat, const Several& rows, const F& f) const {
+    parameters_.walk_together(flat, plan_.inner, [&](Size at, Size n, Size runs, Size index) {
+      Several parts = runs > 1 ? Several{runs, n, n, n, 0} : rows;
+      with_scales(index, runs > 1, [&](const auto& scale) { f(at, n, parts, scale); });
+    });
+  }
+
+  // Calls f with the scale of runs whose parameters lie `step` apart.
+  template <class F>
+  void with_scales(Size index, Size step, const F& f) const {
+    if (parameters_.by_element()) return with_elements(parameters_, index, f);
+    f(parameters_.uniforms(index, step));
+  }
+
   void apply(Size first, Size count, const Center* centers) const {
     if (hidden(first)) return clear(first, count);
     each_rows(first, count, [&](Size r, const Several& several) {
       const T* x = x_ + offset(plan_.x, first + r, 0);
       Size flat = (first + r) * plan_.inner;
-      parameters_.walk(flat, plan_.inner, [&](Size at, Size n, Size index) {
-        with_scale(parameters_, index, [&](const auto& scale) {
-          apply_runs(x + at, out_ + flat + at, n, several, centers + r, scale,
-                     epilogue_.at(flat + at), call_.stream);
-        });
+      each_turn(flat, several, [&](Size at, Size n, const Several& runs, const auto& scale) {
+        apply_runs(x + at, out_ + flat + at, n, runs, centers + r, scale, epilogue_.at(flat + at), call_.stream);
       });
     });
   }
@@ -173,11 +186,9 @@ class Runs {
       const T* dy = dy_ + offset(plan_.dy, first + r, 0);
       const T* x = x_ ? x_ + offset(plan_.x, first + r, 0) : nullptr;
       Size flat = (first + r) * plan_.inner;
-      parameters_.walk(flat, plan_.inner, [&](Size at, Size n, Size index) {
-        with_scale(parameters_, index, [&](const auto& scale) {
-          grad_input_runs(dy + at, x ? x + at : nullptr, out_ + flat + at, n, several, centers + r,
-                          pulls + r, scale, epilogue_.at(flat + at), call_.stream);
-        });
+      each_turn(flat, several, [&](Size at, Size n, const Several& runs, const auto& scale) {
+        grad_input_runs(dy + at, x ? x + at : nullptr, out_ + flat + at, n, runs, centers + r, pulls + r, scale,
+                        epilogue_.at(flat + at), call_.stream);
       });
     });
   }
@@ -218,6 +229,7 @@ class Runs {
     Size x, dy, flat, n, index;
     Several several;
     Window window;
+    Size step = 0;  // from the parameter of a run to the next one's
   };
 
   Seen seen(const Place& p) const { return mask_ ? p.window.seen() : Seen::all; }
@@ -262,6 +274,22 @@ class Runs {
     }
   }
 
+  // The same where runs that have the next parameter each are together, too.
+  template <class F>
+  void each_stretch(Size s, Size piece, F&& f) const {
+    if (mask_ || parameters_.same_for_runs()) return each_place(s, piece, f);
+    each_chunk(piece, [&](const Portion& part) {
+      for (Size r = 0; r < part.runs; ++r) {
+        Size outer = part.outer + r, start = part.start;
+        Size x = offset(plan_.x, s, outer) + start, dy = offset(plan_.dy, s, outer) + start;
+        Size flat = offset(plan_.dense, s, outer) + start;
+        parameters_.walk_together(flat, part.length, [&](Size at, Size n, Size runs, Size index) {
+          f(Place{x + at, dy + at, flat + at, n, index, Several{runs, n, n, n, 0}, {}, 1});
+        });
+      }
+    });
+  }
+
   Window window(Size s, Size outer, Size start, Size runs, Size n) const {
     return mask_.window(s / plan_.group, outer, s % plan_.group, start, runs, n);
   }
@@ -299,9 +327,9 @@ class Runs {
   }
 
   void apply(Size s, Size piece, const Center& center) const {
-    each_place(s, piece, [&](const Place& p) {
+    each_stretch(s, piece, [&](const Place& p) {
       shown(p, [&] {
-        with_scale(parameters_, p.index, [&](const auto& scale) {
+        with_scales(p.index, p.step, [&](const auto& scale) {
           apply_runs(x_ + p.x, out_ + p.flat, p.n, p.several, &center, scale, epilogue_.at(p.flat),
                      call_.stream);
         });
@@ -310,9 +338,9 @@ class Runs {
   }
 
   void grad_input(Size s, Size piece, const Center& center, const Pull& pull) const {
-    each_place(s, piece, [&](const Place& p) {
+    each_stretch(s, piece, [&](const Place& p) {
       shown(p, [&] {
-        with_scale(parameters_, p.index, [&](const auto& scale) {
+        with_scales(p.index, p.step, [&](const auto& scale) {
           grad_input_runs(dy_ + p.dy, x_ ? x_ + p.x : nullptr, out_ + p.flat, p.n, p.several, &center,
                           &pull, scale, epilogue_.at(p.flat), call_.stream);
         });

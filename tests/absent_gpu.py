@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,43 @@ def resources(binary: bytes) -> dict[str, int]:
     return dict(zip(("registers", "stack", "shared"), map(int, found.groups()), strict=True))
 
 
-def compile_all(calls: list[dict[str, Any]], capability: int) -> None:
-    """Forward and backward of each call, on tensors of the CPU that no kernel runs on."""
-    from triton.runtime import driver
+def step(call: dict[str, Any], offset: int = 0) -> None:
+    """Forward and backward of a call, on tensors of the CPU that no kernel runs on.
 
+    Args:
+        offset: so many elements after an aligned address the input begins.
+    """
     from evenorm import Affine, Epilogue, Pattern
     from evenorm.kernels import Finish, triton
+
+    pattern, affine = Pattern.parse(call["pattern"]), Affine(call["affine"])
+    dtype = getattr(torch, call["dtype"])
+    x = torch.empty(prod(call["shape"]) + offset, dtype=dtype)[offset:].view(call["shape"])
+    if call.get("channels_last"):
+        x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+    size = pattern.bind(x.shape).sizes(affine.axes)
+    weight, bias = torch.ones(size), torch.zeros(size)
+    residual = torch.empty_like(x) if call.get("residual") else None
+    mask = torch.ones([n if axis == 0 else 1 for axis, n in enumerate(x.shape)], dtype=torch.bool)
+    valid = mask if call.get("masked") else None
+    finish = Finish(affine, Epilogue(call.get("activation", "identity")), weight, bias, residual)
+    _, mean, m2 = triton.forward(x, pattern, True, 1e-5, finish, valid)
+    triton.backward(torch.empty_like(x), x, pattern, True, 1e-5, mean, m2, finish, valid)
+
+
+def compile_all(calls: list[dict[str, Any]], capability: int) -> None:
+    """The kernels of each call."""
+    from triton.runtime import driver
+
     from evenorm.kernels.triton import device
+    from evenorm.kernels.triton.prepared import Launch
 
     driver.set_active(Absent(capability))
 
-    def compile_only(kernel: str, programs: int, operands: tuple[Any, ...], constants: dict[str, Any]) -> None:
-        made = device.KERNELS[kernel].warmup(*operands, grid=(programs,), **constants)
+    def compile_only(launch: Launch, operands: tuple[Any, ...], constants: dict[str, Any]) -> None:
+        kernel, programs = launch.kernel, launch.programs
+        given = (*operands, *launch.numbers)
+        made = device.KERNELS[kernel].warmup(*given, grid=(programs,), **launch.constants, **constants)
         code = made.asm["ptx"]
         counted = {"narrow": code.count("ld.global.b16 "), "atomic": len(re.findall(r"\b(?:atom|red)\.", code))}
         found = {"kernel": kernel, "programs": programs, **counted, **resources(made.asm["cubin"])}
@@ -69,18 +95,7 @@ def compile_all(calls: list[dict[str, Any]], capability: int) -> None:
 
     device.start = compile_only
     for call in calls:
-        pattern, affine = Pattern.parse(call["pattern"]), Affine(call["affine"])
-        x = torch.empty(call["shape"], dtype=getattr(torch, call["dtype"]))
-        if call.get("channels_last"):
-            x = x.contiguous(memory_format=torch.channels_last)
-        size = pattern.bind(x.shape).sizes(affine.axes)
-        weight, bias = torch.ones(size), torch.zeros(size)
-        residual = torch.empty_like(x) if call.get("residual") else None
-        mask = torch.ones([n if axis == 0 else 1 for axis, n in enumerate(x.shape)], dtype=torch.bool)
-        valid = mask if call.get("masked") else None
-        finish = Finish(affine, Epilogue(call.get("activation", "identity")), weight, bias, residual)
-        _, mean, m2 = triton.forward(x, pattern, True, 1e-5, finish, valid)
-        triton.backward(torch.empty_like(x), x, pattern, True, 1e-5, mean, m2, finish, valid)
+        step(call)
 
 
 if __name__ == "__main__":

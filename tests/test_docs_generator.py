@@ -81,6 +81,24 @@ def test_docstrings_become_markdown() -> None:
     ]
 
 
+def test_a_layer_of_two_dimensions_has_the_source_of_one() -> None:
+    docstrings = pytest.importorskip("generator.docstrings", reason="griffe is in the extra evenorm[docs]")
+    texts = {
+        "Norm1d": "One.\n\n.. math:: y = x\n\nBoth.\n\nArgs:\n    n: size.\n\nShape:\n    (N,).\n\nSource:\n    Who.\n",
+        "Norm2d": "Two; see :class:`Norm1d`.\n\nShape:\n    (N, N).\n\n>>> 1\n1\n",
+        "Other": "As in :class:`Norm1d`.",
+    }
+    assert docstrings.completed("Norm2d", texts).split("\n\n") == [
+        "Two; see :class:`Norm1d`.",
+        ".. math:: y = x",
+        "Args:\n    n: size.",
+        "Shape:\n    (N, N).",
+        "Source:\n    Who.",
+        ">>> 1\n1",
+    ]
+    assert docstrings.completed("Other", texts) == texts["Other"]
+
+
 def test_formulas_become_mathml() -> None:
     formulas = pytest.importorskip("generator.formulas", reason="latex2mathml is in the extra evenorm[docs]")
     drawn = formulas.drawn('<p>a <span class="arithmatex">\\(x &lt; 1\\)</span></p>')

@@ -45,6 +45,15 @@ def test_pages_hold_what_the_generators_made(site: Path) -> None:
     assert "{{" not in (site / "traps.html").read_text(encoding="utf-8")
 
 
+def test_every_layer_has_formula_shape_and_source(site: Path) -> None:
+    for page in (site / "layers").glob("*[!x].html"):
+        text = page.read_text(encoding="utf-8")
+        assert "<math" in text, page.name
+        assert page.stem.endswith("_norm") or 'class="shape"' in text, page.name
+        assert page.stem == "Norm" or 'class="source"' in text, page.name
+        assert page.stem == "spectral_norm" or '<svg class="block"' in text, page.name
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 @pytest.mark.parametrize("page", ["index", "choosing", "comparison", "backward", "layers/BatchNorm2d"])

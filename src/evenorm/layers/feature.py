@@ -88,6 +88,9 @@ class RMSNorm(Layer, nn.RMSNorm):
         weight_offset: 1 for Gemma's 1 + weight, whose weight starts at 0.
         cast: ``"before"`` rounds to the input's dtype before scaling (Llama), ``"after"`` once at the end.
 
+    Shape:
+        (…, *normalized_shape) to the same; γ has shape ``normalized_shape``.
+
     Source:
         Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), eq. 4.
 
@@ -180,6 +183,9 @@ class LayerNorm2d(Layer, nn.LayerNorm):
 
 class RMSNorm2d(RMSNorm):
     """Root mean square normalization over the channels of (N, C, H, W); see :class:`RMSNorm`, :class:`LayerNorm2d`.
+
+    Shape:
+        (N, C, H, W) to the same, any memory format; γ is (C,).
 
     >>> RMSNorm2d(3)(torch.randn(2, 3, 4, 4)).shape
     torch.Size([2, 3, 4, 4])

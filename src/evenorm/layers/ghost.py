@@ -142,6 +142,9 @@ class GhostBatchNorm1d(_GhostBatchNorm):
         virtual_batch_size: samples per chunk.
         num_features, eps, momentum, affine, track_running_stats, device, dtype, decay: as :class:`BatchNorm1d`.
 
+    Shape:
+        (N, C) or (N, C, L) to the same; γ, β and the running averages are (C,).
+
     Source:
         Hoffer, Hubara & Soudry, "Train longer, generalize better" (2017), algorithm 1.
 
@@ -155,6 +158,9 @@ class GhostBatchNorm1d(_GhostBatchNorm):
 class GhostBatchNorm2d(_GhostBatchNorm):
     """Ghost batch normalization of images (N, C, H, W); see :class:`GhostBatchNorm1d`.
 
+    Shape:
+        (N, C, H, W) to the same, any memory format.
+
     >>> GhostBatchNorm2d(3, virtual_batch_size=2)(torch.randn(4, 3, 5, 5)).shape
     torch.Size([4, 3, 5, 5])
     """
@@ -164,6 +170,9 @@ class GhostBatchNorm2d(_GhostBatchNorm):
 
 class GhostBatchNorm3d(_GhostBatchNorm):
     """Ghost batch normalization of volumes (N, C, D, H, W); see :class:`GhostBatchNorm1d`.
+
+    Shape:
+        (N, C, D, H, W) to the same, any memory format.
 
     >>> GhostBatchNorm3d(3, virtual_batch_size=2)(torch.randn(4, 3, 5, 5, 5)).shape
     torch.Size([4, 3, 5, 5, 5])

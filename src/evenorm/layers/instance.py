@@ -99,6 +99,9 @@ class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
 class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
     """Instance normalization of images (N, C, H, W) or (C, H, W); see :class:`InstanceNorm1d`.
 
+    Shape:
+        (N, C, H, W) or (C, H, W) to the same, any memory format.
+
     >>> InstanceNorm2d(3)(torch.randn(2, 3, 8, 8)).shape
     torch.Size([2, 3, 8, 8])
     """
@@ -108,6 +111,9 @@ class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
 
 class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     """Instance normalization of volumes (N, C, D, H, W) or (C, D, H, W); see :class:`InstanceNorm1d`.
+
+    Shape:
+        (N, C, D, H, W) or (C, D, H, W) to the same, any memory format.
 
     >>> InstanceNorm3d(3)(torch.randn(2, 3, 4, 4, 4)).shape
     torch.Size([2, 3, 4, 4, 4])

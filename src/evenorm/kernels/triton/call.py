@@ -139,4 +139,4 @@ class Call(Operands):
         # Where there is no GPU nothing comes as far as this.
         from evenorm.kernels.triton.device import start
 
-        start(launch.kernel, launch.programs, (*operands, *launch.numbers), {**launch.constants, **constants})
+        start(launch, operands, constants)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +26,18 @@ _MERGED = 2048
 _REGISTERS = 128
 
 
-class Launch(NamedTuple):
-    """A kernel by its name, its programs, its numbers in their order, and what it is compiled for."""
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """A kernel by its name, its programs, its numbers in their order, and what it is compiled for.
+
+    Kinds of operands differ in dtype, in alignment and in which are there; each has a compiled kernel of its own.
+    """
 
     kernel: str
     programs: int
     numbers: tuple[Any, ...]
     constants: dict[str, Any]
+    compiled: dict[tuple[Any, ...], Callable[..., None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
