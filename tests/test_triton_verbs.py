@@ -11,6 +11,7 @@ from evenorm import Affine, Epilogue, Pattern
 from evenorm.epilogue import ACTIVATIONS
 from evenorm.kernels import Finish, eager, triton
 from evenorm.kernels.triton.call import Call
+from evenorm.moments import Moments
 from gpu import DEVICE, GPU, poison, shortly, shrink, there
 from gpu_setting import EPS, Setting, assert_near, assert_verbs, tensors
 
@@ -209,6 +210,33 @@ def test_statistics_of_more_than_a_batch(masked: bool) -> None:
         steps.append((y.detach(), *gradients, layer.running_mean, layer.running_var))
     for mine, theirs in zip(*steps, strict=True):
         assert_near(mine, theirs, kernel)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_two_ranks_are_one_batch(masked: bool) -> None:
+    """Each with its part, unequal ones: what they exchange between the verbs are moments and sums."""
+    setting = Setting("[n] c [...]", "c", (5, 3, 4))
+    mask = torch.rand(5, 1, 4) > 0.3 if masked else torch.ones(5, 1, 4, dtype=torch.bool)
+    x, dy = tensors(setting, mask)
+    mask, finish, pattern = there(mask), setting.finish("silu"), setting.parsed
+    ranks = [(part, x[part], mask[part] if masked else None) for part in (slice(0, 2), slice(2, 5))]
+    counts = torch.stack([mask[part].sum() for part, _, _ in ranks]).double()[:, None]
+    means, m2s = map(torch.stack, zip(*(triton.moments(t, pattern, True, m) for _, t, m in ranks), strict=True))
+    whole = Moments(counts, means, m2s).pooled((0,))
+    statistics = (pattern, whole.mean, (whole.M2 / whole.count + EPS).rsqrt(), finish)
+    y = torch.cat([triton.apply(t, *statistics, m) for _, t, m in ranks])
+    sums = [triton.grad_sums(dy[part], t, *statistics, m) for part, t, m in ranks]
+    s1, s2, d_weight, d_bias = (a + b for a, b in zip(*sums, strict=True))
+    c1, c2 = s1 / whole.count, s2 / whole.count
+    dx = torch.cat([triton.grad_input(dy[part], t, *statistics, c1, c2, m)[0] for part, t, m in ranks])
+    wanted, mean, m2 = eager.forward(x, pattern, True, EPS, finish, mask)
+    back = evenorm.kernels.backward(
+        *(eager, dy, x, pattern, True, EPS, mean, m2, finish), given=False, needs_input=True, mask=mask
+    )
+    expected = (wanted, mean, m2, back.x, back.weight, back.bias)
+    names = ("y", "mean", "M2", "dx", "dγ", "dβ")
+    for name, mine, theirs in zip(names, (y, whole.mean, whole.M2, dx, d_weight, d_bias), expected, strict=True):
+        assert_near(mine, theirs, name)
 
 
 def layers() -> tuple[evenorm.LayerNorm, evenorm.LayerNorm]:
