@@ -164,7 +164,7 @@ def bench(
         str | None, typer.Option(metavar="PATTERN", help="Regular expression for rows, for example 'RMSNorm.*float32'.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads and cores to use.", show_default="torch's")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda; on a GPU layers and fused, against torch.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda; on a GPU layers, fused and dist, against torch.")] = "cpu",
     seconds_per_row: Annotated[float, typer.Option(help="Time for each row; five rounds at least.")] = 0.5,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny tensors: tries the benchmark itself.")] = False,
     source: Annotated[
