@@ -15,13 +15,13 @@ __all__ = ["page"]
 _HEAD = """# The command
 
 `evenorm` has verbs named like the functions that they call. What a verb needs is imported when it runs, and what is
-missing is named. `--json` prints the same for programs.
+missing is named. `--json` prints the same for programs; `evenorm bench` keeps its figures in the file behind it.
 """
 
 
 def page() -> str:
     """One section for each verb."""
-    sections = (f"## {' '.join(words)}\n\n```text\n{_help(words[1:])}\n```\n" for words in _verbs())
+    sections = (f"## {' '.join(words)}\n\n```{{ .text .drawn }}\n{_help(words[1:])}\n```\n" for words in _verbs())
     return "\n".join([_HEAD, *sections])
 
 
@@ -39,7 +39,7 @@ def _verbs() -> Iterator[list[str]]:
 def _help(words: list[str]) -> str:
     said = (
         CliRunner()
-        .invoke(app, [*words, "--help"], prog_name="evenorm", env={"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"})
+        .invoke(app, [*words, "--help"], prog_name="evenorm", env={"COLUMNS": "84", "NO_COLOR": "1", "TERM": "dumb"})
         .output
     )
     return "\n".join(line.rstrip() for line in said.strip().splitlines())
