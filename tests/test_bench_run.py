@@ -230,3 +230,15 @@ def test_figures_of_another_machine_are_not_mixed_in(monkeypatch: pytest.MonkeyP
     assert result.exit_code == command.WRONG_ARGUMENTS
     assert f"another machine (torch: there 1.0, here {machine.machine()['torch']}); name another file" in result.stderr
     assert Run.read(file) == before
+
+
+def test_what_is_left_out_late_is_kept_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def late(plans: object, seconds: float, notes: list[str], device: object) -> Iterator[Row]:
+        yield row_of(1.0, 2.0)
+        notes.append("the rest was left out")
+
+    monkeypatch.setattr(session, "play", late)
+    file = tmp_path / "run.json"
+    result = CliRunner().invoke(app, ["bench", "layers", "--quick", "--against", "torch", "--json", str(file)])
+    assert "the rest was left out" in result.output
+    assert Run.read(file).commands[0].notes == ["the rest was left out"]

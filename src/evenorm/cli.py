@@ -184,7 +184,8 @@ def bench(
     A row is timed only if its result agrees with the float64 reference. Variants take turns; ratios are of
     medians, with a paired 95 % interval. Ctrl-C ends with what is finished.
     """
-    from evenorm.bench.command import Files, Settings, run
+    from evenorm.bench.command import Files, run
+    from evenorm.bench.settings import Settings
     from evenorm.doctor import Monitor
 
     settings = Settings(tuple(suites), against, memory, only, threads, seconds_per_row, quick, device)

@@ -17,9 +17,9 @@ from evenorm.bench.measure import timings
 from evenorm.bench.peers import OURS
 from evenorm.bench.row import Row, Timing
 
-__all__ = ["SHAPES", "measure"]
+__all__ = ["count", "measure"]
 
-SHAPES = {
+_SHAPES = {
     "ResNet-50": ((16, 64, 56, 56), (16, 256, 14, 14), (4, 2048, 7, 7)),
     "detection": ((1, 256, 50, 68),),
 }
@@ -28,9 +28,14 @@ _QUICK = {"quick": ((2, 4, 3, 3),)}
 _PATIENCE = 300
 
 
+def count(quick: bool) -> int:
+    """How many rows there are."""
+    return sum(map(len, (_QUICK if quick else _SHAPES).values()))
+
+
 def measure(seconds: float, quick: bool = False, device: Device = CPU) -> Iterator[Row]:
     """A training step, forward and backward, of this rank's share, for each shape."""
-    for network, shapes in (_QUICK if quick else SHAPES).items():
+    for network, shapes in (_QUICK if quick else _SHAPES).items():
         for shape in shapes:
             yield _row(network, shape, _run(shape, seconds, device), device)
 
