@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,51 @@ def test_evaluation_is_one_launch(launched: list[str]) -> None:
     with torch.no_grad():
         layer(x, residual=residual)
     assert launched == ["apply"]
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize(
+    ("activation", "residual", "kept", "made"),
+    [
+        # The input alone is kept, and dx made: what the activation was given is computed again.
+        *(("relu", False, 1, 1), ("silu", False, 1, 1)),
+        # Beside it the output, which tells the slope, or the residual; and its gradient.
+        *(("relu", True, 2, 2), ("silu", True, 2, 2)),
+        # The residual's gradient is dy.
+        ("identity", True, 1, 1),
+    ],
+)
+def test_memory_of_a_step(
+    activation: str, residual: bool, kept: int, made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never more than torch's layers, which keep the input and the output; no other tensor is as large as the input."""
+    layer = evenorm.BatchNorm2d(64, activation=activation).to("meta")
+    layer.kernel = "triton"
+    x, beside, dy = (torch.empty(8, 64, 9, 11, device="meta", requires_grad=k < 2) for k in range(3))
+    options = {"residual": beside} if residual else {}
+    layer(x, **options).backward(dy)
+    large: list[int] = []
+    for name in ("empty", "empty_strided", "empty_like", "zeros"):
+        makes = getattr(torch, name)
+
+        def noted(*sizes: Any, make: Any = makes, **given: Any) -> torch.Tensor:
+            new: torch.Tensor = make(*sizes, **given)
+            large.extend([new.numel()] * (new.numel() >= x.numel()))
+            return new
+
+        monkeypatch.setattr(torch, name, noted)
+    saved: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved.extend([tensor.numel()] * (tensor.numel() >= x.numel()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = layer(x, **options)
+    assert len(saved) == kept
+    assert len(large) == 1
+    y.backward(dy)
+    assert len(large) == 1 + made
 
 
 @pytest.mark.usefixtures("launched")

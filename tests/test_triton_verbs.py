@@ -268,7 +268,8 @@ def test_compiled() -> None:
     layer, _ = layers()
     x, dy = (there(torch.randn(3, 6)) for _ in range(2))
     found = []
-    for call in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+    backend = "inductor" if DEVICE == "cuda" else "aot_eager"
+    for call in (layer, torch.compile(layer, fullgraph=True, backend=backend)):
         leaf = x.clone().requires_grad_()
         y = call(leaf)
         found.append((y.detach(), *torch.autograd.grad(y, (leaf, layer.weight), dy)))

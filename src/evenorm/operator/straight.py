@@ -81,7 +81,8 @@ class Straight:
         parameters = [p for p in (weight, bias) if p is not None]
         observed = history is not None and training and not recipe.statistics.remembers(training)
         if (
-            not recipe.source.is_alone
+            not x.is_cpu
+            or not recipe.source.is_alone
             or kernels.must_compose(x, weight, bias) is not None
             or 0 in x.shape
             or len({p.dtype for p in parameters}) > 1
