@@ -15,8 +15,8 @@ WHEELWRIGHTS := .venv/wheelwrights
 # Experiments of the quicker kind, for a picture of the report.
 SHOWN := identity batchmates redundant-bias
 # The site's main pages, for the same.
-SITE := index getting-started choosing patterns statistics traps migrating backward comparison evidence performance \
-	layers/BatchNorm2d rules/en112 reference/surgery
+SITE := index getting-started choosing examples patterns statistics distributed shipping traps migrating numerics backward \
+	comparison performance evidence log layers/BatchNorm2d rules/en112 reference/surgery reference/command
 # An extension that watches its loads and stores, and what runs on it.
 SANITIZED := build/sanitize
 SANITIZED_TESTS ?= tests/test_cpu_instruction_sets.py tests/test_cpu_masks.py tests/test_cpu_processes.py \

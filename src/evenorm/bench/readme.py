@@ -30,7 +30,7 @@ COLUMNS = {
 
 # In the table's order.
 _SUITES = {"layers": "layers", "fused": "fused with activation or residual", "models": ""}
-_ROOFS = {"by `copy_`": COPY, "past the caches": STREAM}
+_ROOFS = {"by `copy_`": COPY, "by a streaming copy": STREAM}
 _WIDTH = 108
 
 

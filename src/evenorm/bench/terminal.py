@@ -125,8 +125,10 @@ def closing(run: Run, summary: Summary) -> RenderableType:
     for row in summary.worst:
         found = row.timings["torch"].ratio
         assert found is not None
-        name = f"{row.title} {row.size} {_MARKS[row.direction]} {row.memory}"
-        parts.append(Text(f"  {times(found.value)} [{found.low:.2f}, {found.high:.2f}]  {name}"))
+        name = f"{_MARKS[row.direction]} {row.memory} {row.title} {row.size}"
+        near = Text(f"  {times(found.value)} [{found.low:.2f}, {found.high:.2f}]  {name}")
+        near.truncate(WIDTH, overflow="ellipsis")
+        parts.append(near)
     for row in summary.watched:
         found = row.timings[BARE].ratio
         assert found is not None
