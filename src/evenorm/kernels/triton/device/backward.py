@@ -152,7 +152,7 @@ def gradient(
         # All blocks of a program have the same parameters.
         b = (first_row // space.blocks).to(tl.int64)
         spot, _ = place(b, groups(first_row % space.blocks, TILE), first, space, TILE)
-        lane = piece * slots.lanes + _lane(first_row, program // pieces, space.blocks, LAYOUT.levels)
+        lane = _lane(first_row, program, space.blocks, LAYOUT.levels)
         store_parts(parts, slots, lane, spot, space, kept_weighted, kept_plain, LAYOUT.levels, TILE)
 
 
