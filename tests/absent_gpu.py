@@ -60,7 +60,8 @@ def step(call: dict[str, Any], offset: int = 0) -> None:
     from evenorm import Affine, Epilogue, Pattern
     from evenorm.kernels import Finish, triton
 
-    pattern, affine = Pattern.parse(call["pattern"]), Affine(call["affine"])
+    pattern, affine = Pattern.parse(call["pattern"]), Affine(call["affine"], **call.get("order", {}))
+    centered = call.get("centered", True)
     dtype = getattr(torch, call["dtype"])
     x = torch.empty(prod(call["shape"]) + offset, dtype=dtype)[offset:].view(call["shape"])
     if call.get("channels_last"):
@@ -71,8 +72,8 @@ def step(call: dict[str, Any], offset: int = 0) -> None:
     mask = torch.ones([n if axis == 0 else 1 for axis, n in enumerate(x.shape)], dtype=torch.bool)
     valid = mask if call.get("masked") else None
     finish = Finish(affine, Epilogue(call.get("activation", "identity")), weight, bias, residual)
-    _, mean, m2 = triton.forward(x, pattern, True, 1e-5, finish, valid)
-    triton.backward(torch.empty_like(x), x, pattern, True, 1e-5, mean, m2, finish, valid)
+    _, mean, m2 = triton.forward(x, pattern, centered, 1e-5, finish, valid)
+    triton.backward(torch.empty_like(x), x, pattern, centered, 1e-5, mean, m2, finish, valid)
 
 
 def compile_all(calls: list[dict[str, Any]], capability: int) -> None:

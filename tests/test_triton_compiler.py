@@ -26,7 +26,14 @@ LAUNCHER = Path(__file__).with_name("absent_launches.py")
 KERNELS = ("forward", "merge", "apply", "gradient", "grad_input", "grad_parameters")
 
 CALLS: dict[str, dict[str, Any]] = {
-    "RMSNorm": {"pattern": "... [d]", "affine": "d", "shape": (64, 4096), "dtype": "bfloat16"},
+    "RMSNorm": {
+        "pattern": "... [d]",
+        "affine": "d",
+        "shape": (64, 4096),
+        "dtype": "bfloat16",
+        "centered": False,
+        "order": {"offset": 1.0, "cast": "before"},
+    },
     "LayerNorm long": {"pattern": "... [d]", "affine": "d", "shape": (8, 16_384), "dtype": "bfloat16"},
     "LayerNorm float64": {"pattern": "... [d]", "affine": "d", "shape": (64, 1024), "dtype": "float64"},
     "BatchNorm2d": {
