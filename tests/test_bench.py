@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from evenorm.bench import measure, session, suites, terminal
 from evenorm.bench.case import Case, Data
 from evenorm.bench.interval import Interval, Median
-from evenorm.bench.peers import OURS, Outputs, module
+from evenorm.bench.peers import OURS, OURS_COMPILED, Outputs, module
 from evenorm.bench.roof import COPY, STREAM, copies
 from evenorm.bench.stopwatch import interleave
 from evenorm.bench.summary import summarize
@@ -188,6 +188,17 @@ def test_layers_takes_its_time_and_no_more() -> None:
     rows = sum(len(plan.directions) for plan in every_plan() if plan.suite == "layers")
     # A second for each, and what building and gating costs, in 15 minutes.
     assert rows < 400
+    # Seconds each.
+    variants = [plan.variants for plan in every_plan() if plan.suite == "layers"]
+    assert sum("compile" in names for names in variants) < 60
+    assert sum(OURS_COMPILED in names for names in variants) < 30
+
+
+def test_ours_is_compiled_beside_theirs_for_every_network() -> None:
+    plans = [plan for plan in every_plan() if "compile" in plan.variants]
+    assert {(plan.case.network, plan.case.layer) for plan in plans} == {
+        (plan.case.network, plan.case.layer) for plan in plans if OURS_COMPILED in plan.variants
+    }
 
 
 def test_no_two_rows_are_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from evenorm.bench.interval import Interval
-from evenorm.bench.peers import OURS
+from evenorm.bench.peers import OURS, OURS_COMPILED
 from evenorm.bench.roof import COPY, STREAM
 
 __all__ = ["Row", "Timing"]
@@ -91,7 +91,7 @@ class Row:
     @property
     def compiled_ratio(self) -> float | None:
         """Torch's layer compiled over our layer compiled."""
-        ours, theirs = self.seconds("evenorm compiled"), self.seconds("compile")
+        ours, theirs = self.seconds(OURS_COMPILED), self.seconds("compile")
         return None if not ours or not theirs else theirs / ours
 
     @property

@@ -8,7 +8,7 @@ from math import prod
 
 from evenorm.bench.case import Case
 from evenorm.bench.measure import Plan
-from evenorm.bench.peers import OURS
+from evenorm.bench.peers import OURS, OURS_COMPILED
 from evenorm.bench.summary import LARGE
 from evenorm.epilogue import Place
 
@@ -87,37 +87,42 @@ _FUSED: tuple[tuple[str, str, tuple[int, ...], str | None, Place | None], ...] =
 def plans(suite: str, memory: Sequence[str], against: Sequence[str]) -> Iterator[Plan]:
     """What a suite measures, fresh memory first.
 
-    Torch's layers are measured everywhere, JAX and onnxruntime in float32 and fresh memory. torch.compile, with
-    our layers compiled beside it, takes seconds for each case: training in float32 and fresh memory, where the
-    means are taken. Batch normalization's evaluation is measured on ResNet-50's and the MLP's shapes. On a GPU every
-    case has every peer, large tensors a larger batch, and cases are added that torch has no fast kernel for.
+    Torch's layers are measured everywhere, JAX and onnxruntime in float32 and fresh memory. torch.compile takes
+    seconds for each case: training in float32 and fresh memory, where the means are taken, and our layers compiled
+    beside it on the first shape that a network gives them, in each memory format. Batch normalization's evaluation
+    is measured on ResNet-50's and the MLP's shapes. On a GPU every case has every peer, large tensors a larger batch,
+    and cases are added that torch has no fast kernel for.
     """
     cases = _together(_layers() if suite == "layers" else _fused())
     inner = ("norm alone", "separate") if suite == "fused" else ()
     if FRESH in memory:
+        compiled = set()
         for case in cases:
-            yield Plan(suite, case, ("forward", "both"), FRESH, (OURS, *inner, *_peers(case, against)))
+            peers, layer = _peers(case, against), (case.network, case.layer, case.channels_last)
+            if "compile" in peers and layer not in compiled:
+                compiled.add(layer)
+                peers.append(OURS_COMPILED)
+            yield Plan(suite, case, ("forward", "both"), FRESH, (OURS, *inner, *peers))
     if CACHED in memory:
-        compiled = ("evenorm compiled",) if "compile" in against else ()
+        beside = (OURS_COMPILED,) if "compile" in against else ()
         for case in _together([*cases, *_off_path(suite)]):
             shape = case.shape
             if case.elements >= _LARGE:
                 shape = (shape[0] * _FILLING, *shape[1:])
             filling = replace(case, shape=shape)
-            yield Plan(suite, filling, ("forward", "both"), CACHED, (OURS, *inner, *against, *compiled))
+            yield Plan(suite, filling, ("forward", "both"), CACHED, (OURS, *inner, *against, *beside))
     if REUSED in memory:
         for case in cases:
             if case.dtype == "float32" and case.training and case.elements >= _LARGE:
-                beside = tuple(peer for peer in against if peer == "torch")
-                yield Plan(suite, case, ("forward", "backward"), REUSED, (OURS, *inner, *beside))
+                torch = tuple(peer for peer in against if peer == "torch")
+                yield Plan(suite, case, ("forward", "backward"), REUSED, (OURS, *inner, *torch))
 
 
-def _peers(case: Case, against: Sequence[str]) -> tuple[str, ...]:
+def _peers(case: Case, against: Sequence[str]) -> list[str]:
     if case.dtype != "float32":
-        return tuple(peer for peer in against if peer == "torch")
+        return [peer for peer in against if peer == "torch"]
     compiles = case.training and case.elements > LARGE
-    peers = [peer for peer in against if peer != "compile" or compiles]
-    return (*peers, "evenorm compiled") if "compile" in peers else tuple(peers)
+    return [peer for peer in against if peer != "compile" or compiles]
 
 
 def quick(plan: Plan) -> Plan:

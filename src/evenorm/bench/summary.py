@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from evenorm.bench.interval import geometric_mean
+from evenorm.bench.peers import OURS_COMPILED
 from evenorm.bench.roof import COPY, STREAM
 from evenorm.bench.row import Row
 from evenorm.bench.run import Run
@@ -99,7 +100,7 @@ def mean_ratios(rows: Iterable[Row]) -> dict[str, Mean]:
     """The mean of each peer's time over ours."""
     ratios: dict[str, list[float]] = {}
     for row in rows:
-        found = {name: row.ratio(name) for name in row.peers() if name != "evenorm compiled"}
+        found = {name: row.ratio(name) for name in row.peers() if name != OURS_COMPILED}
         found[COMPILED] = row.compiled_ratio
         for name, value in found.items():
             if value is not None:

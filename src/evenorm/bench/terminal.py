@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from evenorm.bench.peers import OURS_COMPILED
 from evenorm.bench.roof import COPY, STREAM
 from evenorm.bench.row import Row
 from evenorm.bench.run import Run
@@ -59,7 +60,7 @@ def _printed(rows: Iterable[Row], console: Console) -> Iterator[Row]:
 
 def shown(row: Row) -> list[str]:
     """The peers that have a column."""
-    return [name for name in row.peers() if name != "evenorm compiled"][:_PEERS_SHOWN]
+    return [name for name in row.peers() if name != OURS_COMPILED][:_PEERS_SHOWN]
 
 
 def heading(row: Row) -> Text:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from evenorm.bench.case import Case, Data
 
-__all__ = ["OURS", "PEERS", "Outputs", "Unavailable", "Variant", "build", "missing"]
+__all__ = ["OURS", "OURS_COMPILED", "PEERS", "Outputs", "Unavailable", "Variant", "build", "missing"]
 
-OURS = "evenorm"
+OURS, OURS_COMPILED = "evenorm", "evenorm compiled"
 
 Outputs = Mapping[str, "Tensor | NDArray[np.float32]"]
 """y, dx, dweight, dbias, dresidual by name, the tensors in the order of axes of the case's shape."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evenorm.bench.case import Case, Data
-from evenorm.bench.peers import OURS, Outputs, Unavailable
+from evenorm.bench.peers import OURS, OURS_COMPILED, Outputs, Unavailable
 
 __all__ = ["VARIANTS", "Called"]
 
@@ -111,7 +111,7 @@ VARIANTS: dict[str, Callable[[Case, Data], Called]] = {
     OURS: lambda case, data: Called(case.ours(fused=True), data),
     "torch": lambda case, data: Called(_theirs(case), data),
     "compile": lambda case, data: _compiled(_theirs(case), data),
-    "evenorm compiled": lambda case, data: _compiled(case.ours(fused=True), data),
+    OURS_COMPILED: lambda case, data: _compiled(case.ours(fused=True), data),
     "norm alone": lambda case, data: Called(case.ours(), replace(data, residual=None, d_total=None)),
     "separate": lambda case, data: Called(_Separate(case.ours(), case), data),
 }
