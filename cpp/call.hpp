@@ -30,6 +30,7 @@ struct Call {
   const void* residual = nullptr;
   const void* output = nullptr;  // y, for the residual, where the activation's slope can be read from it
   void* d_residual = nullptr;
+  const void* cotangent = nullptr;  // of y: then not y is written but dz
   double* s1 = nullptr;
   double* s2 = nullptr;
   double* dweight = nullptr;

@@ -21,18 +21,20 @@ struct Epilogue {
   const T* residual;
   const T* output;
   T* d_residual;
+  const T* cotangent;
   bool round_normalized;
 
   explicit Epilogue(const Call& c)
       : activation(c.activation), slope(c.slope), residual(static_cast<const T*>(c.residual)),
         output(static_cast<const T*>(c.output)), d_residual(static_cast<T*>(c.d_residual)),
-        round_normalized(c.round_normalized) {}
+        cotangent(static_cast<const T*>(c.cotangent)), round_normalized(c.round_normalized) {}
 
   Epilogue at(Size i) const {
     Epilogue e = *this;
     if (e.residual) e.residual += i;
     if (e.output) e.output += i;
     if (e.d_residual) e.d_residual += i;
+    if (e.cotangent) e.cotangent += i;
     return e;
   }
 
@@ -165,7 +167,15 @@ EVENORM_LOOP void narrow_run(const Real<T>* from, T* to, Size n, bool stream) {
                  [&](Size i, Vec<R> v, auto lanes) { store<T, R>(to + i, v, lanes); });
 }
 
-// Calls loop(to, finish, how) so that y is written in the end: a curve takes values that the loop has left in
+// dz by slopes that have been computed.
+template <class T>
+EVENORM_LOOP void multiply_run(const T* dy, const Real<T>* slope, T* dz, Size n, bool stream) {
+  using R = Real<T>;
+  each_stored<R>(dz, n, stream, [&](Size i, auto lanes) { return load<R>(dy + i, lanes) * load<R>(slope + i, lanes); },
+                 [&](Size i, Vec<R> v, auto lanes) { store<T, R>(dz + i, v, lanes); });
+}
+
+// Calls loop(to, finish, how) so that y, or dz, is written in the end: a curve takes values that the loop has left in
 // `scratch`, n of them.
 template <class T, class Loop>
 inline void finished(const Epilogue<T>& e, T* y, Size n, bool stream, Real<T>* scratch,
@@ -176,6 +186,10 @@ inline void finished(const Epilogue<T>& e, T* y, Size n, bool stream, Real<T>* s
   if (clamps(e.activation)) return loop(y, Clamped<T>{clamp_of<R>(e.activation), e.residual}, how);
   how.stream = false;
   loop(scratch, Clamped<T>{clamp_of<R>(Activation::identity), e.residual}, how);
+  if (e.cotangent) {
+    take_slopes(e.activation, e.slope, scratch, n);
+    return multiply_run(e.cotangent, scratch, y, n, stream);
+  }
   take_values(e.activation, e.slope, scratch, n);
   narrow_run<T>(scratch, y, n, stream);
 }

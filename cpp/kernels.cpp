@@ -90,8 +90,31 @@ void forward(const Call& c) {
   if (c.plan.layout == Layout::empty) zero_moments(c);
   with_kernel(c, [](auto&& kernel) { kernel.forward(); });
 }
+// Whether slopes are dear enough to be found once, and dz has room in the input's gradient until this is found. Not
+// where statistics are given, whose sums have the same bits with and without the input's gradient.
+bool keeps_slopes(const Call& c) {
+  bool dear = c.activation == Activation::silu || c.activation == Activation::gelu ||
+              c.activation == Activation::gelu_tanh;
+  bool whole = c.dtype == Dtype::float32 || c.dtype == Dtype::float64;
+  bool lies = c.plan.layout == Layout::runs || c.plan.layout == Layout::columns;
+  return dear && whole && lies && !c.mask && !c.rstd && c.out != c.x && c.plan.dy_is_dense();
+}
+
 // Sums for which there is an output to go on to.
-void backward(const Call& c) { grad_sums(c); }
+void backward(const Call& c) {
+  if (!keeps_slopes(c)) return grad_sums(c);
+  Call slopes = c;
+  slopes.cotangent = c.dy;
+  slopes.dy = nullptr;
+  slopes.dweight = slopes.dbias = nullptr;
+  slopes.d_residual = nullptr;
+  with_kernel(slopes, [](auto&& kernel) { kernel.apply(); });
+  Call straight = c;
+  straight.dy = c.out;
+  straight.activation = Activation::identity;
+  straight.residual = nullptr;
+  grad_sums(straight);
+}
 
 }  // namespace
 

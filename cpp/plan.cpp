@@ -62,6 +62,11 @@ Plan::Plan(Size batch_, Size outer_, Size group_, Size inner_, Size span_, Size 
   if (layout == Layout::columns) cut_columns();
 }
 
+bool Plan::dy_is_dense() const {
+  return (batch == 1 || dy.batch == dense.batch) && (outer == 1 || dy.outer == dense.outer) &&
+         (group == 1 || dy.group == dense.group);
+}
+
 bool Plan::rows_are_dense() const {
   return group == 1 || (x.group == inner && dy.group == inner);
 }

@@ -67,6 +67,9 @@ struct Plan {
   Plan(Size batch, Size outer, Size group, Size inner, Size span, Size count, Size stretch,
        Strides x_strides, Strides dy_strides, const MaskStrides* mask_strides = nullptr);
 
+  // Whether dy lies as outputs do.
+  bool dy_is_dense() const;
+
  private:
   void merge();
   void choose();
