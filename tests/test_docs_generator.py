@@ -13,6 +13,7 @@ import torch
 
 import evenorm
 from evenorm import Pattern
+from evenorm.bench import readme
 from evenorm.bench.interval import Interval
 from evenorm.bench.machine import machine
 from evenorm.bench.row import Row, Timing
@@ -237,6 +238,14 @@ def test_performance_shows_the_newest_run(tmp_path: Path) -> None:
     page = performance.page(tmp_path)
     assert "`benchmarks/2026-01-02-gpu.json`, by `older`" in " ".join(page.split())
     assert "benchmarks/2026-03-04.json" in page
+
+
+def test_the_readme_shows_the_newest_run_of_the_cpu() -> None:
+    file = performance.newest(ROOT / "benchmarks")[0]
+    shown = readme.figures(Run.read(file), file.relative_to(ROOT))
+    assert f"{readme.BEGIN}\n{shown}{readme.END}" in (ROOT / "README.md").read_text(encoding="utf-8"), (
+        "make readme-figures"
+    )
 
 
 def test_examples_are_shown_whole() -> None:
