@@ -11,6 +11,8 @@
 
 namespace evenorm::EVENORM_ISA {
 
+constexpr Size kFewColumns = 1024;
+
 template <class V>
 constexpr bool is_null = std::is_same_v<V, std::nullptr_t>;
 
@@ -230,7 +232,8 @@ class Columns {
     }
     auto each_slab = [&](const auto& step) {
       if constexpr (is_null<std::decay_t<decltype(step)>>) return;
-      parallel(threads, slabs, [&](Size number, int thread) {
+      // Few columns are not worth another thread's waking.
+      parallel(slabs * cut_.block <= kFewColumns ? 1 : threads, slabs, [&](Size number, int thread) {
         Work work = work_at(number, thread);
         call(step, place(number), work);
       });

@@ -247,12 +247,67 @@ def test_sums_that_float32_cannot_hold(isa: str, place: str, activation: str) ->
         assert (sums - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-@pytest.mark.parametrize("operand", ["x", "dy"])
+def exactly(dy: Tensor, x: Tensor, pattern: Pattern, finish: Finish) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, dx, Σ dz·x̂ and Σ dz of a batch's own statistics without eps, in float64."""
+    dy, x, finish, count = dy.double(), x.double(), wide(finish), pattern.bind(x.shape).count
+    y, mean, m2 = eager.forward(x, pattern, True, 0.0, finish)
+    exact = (pattern, mean, (m2 / count).rsqrt(), finish)
+    s1, s2, d_weight, d_bias = eager.grad_sums(dy, x, *exact)
+    return y, eager.grad_input(dy, x, *exact, s1 / count, s2 / count)[0], d_weight, d_bias
+
+
+@pytest.mark.parametrize("place", ALL)
+def test_scales_that_float32_cannot_fold(isa: str, place: str) -> None:
+    """rstd times weight would overflow, or lose its digits, where neither does alone."""
+    pattern, affine, given = operands(place, torch.float32)
+    x, dy, _ = (given.pop(name) for name in ("x", "dy", "residual"))
+    scales = torch.tensor([1e-30, 1e30, 1.0, 0.0]).repeat(given["weight"].numel())[: given["weight"].numel()]
+    given["weight"] = given["weight"] * scales.reshape(given["weight"].shape)
+    for spread in (1e-14, 1e14):
+        for activation in ("identity", "relu"):
+            finish = Finish(affine, Epilogue(activation), **{**given, "bias": 0 * given["bias"]})
+            y, mean, m2 = cpu.forward(spread * x, pattern, True, 0.0, finish)
+            found = (y, *cpu.backward(dy, spread * x, pattern, True, 0.0, mean, m2, finish)[:3])
+            for one, other in zip(found, exactly(dy, spread * x, pattern, finish), strict=True):
+                # The gradient itself may be too large.
+                if other.abs().max() < 1e38:
+                    assert (one - other).abs().max() <= 2e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["beside", "in place"])
+@pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
+@pytest.mark.parametrize("place", ["short runs", "long runs", "columns", "channels last", "folded columns", "tiny rows"])
+def test_gradients_of_given_statistics_in_one_call(isa: str, place: str, activation: str, in_place: bool) -> None:
+    pattern, affine, given = operands(place, torch.float32)
+    x, dy, _ = (given.pop(name) for name in ("x", "dy", "residual"))
+    epilogue, (weight, bias) = Epilogue(activation), given.values()
+    mean, m2 = eager.moments(x.double(), pattern, True)
+    statistics = torch.stack([mean, (m2 / pattern.bind(x.shape).count + 1e-5).rsqrt()]).flatten(1)
+    finish = Finish(affine, epilogue, **given)
+    exact = [rows.reshape(mean.shape) for rows in statistics]
+    expected = (
+        cpu.grad_input(dy, x, pattern, *exact, finish, None, None)[0],
+        *cpu.grad_sums(dy, x, pattern, *exact, finish)[2:],
+    )
+    native = cpu.straight(x, pattern, affine, epilogue, True, 0.0, x.dtype, torch.float32, dy.stride())
+    assert native is not None
+    dx = dy.clone() if in_place else torch.empty_like(x)
+    d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
+    places = [t.data_ptr() for t in (dx if in_place else dy, x, dx, *statistics, weight, bias)]
+    native.gradients(True, *places, 0, 0, d_weight.data_ptr(), d_bias.data_ptr(), 0)
+    assert torch.equal(dx, expected[0])
+    for found, sums in zip((d_weight, d_bias), expected[1:], strict=True):
+        assert torch.equal(found, sums.float().reshape(found.shape))
+
+
+@pytest.mark.parametrize(
+    ("operand", "dtype"), [("x", torch.bfloat16), ("dy", torch.bfloat16), ("dy", torch.float32)], ids=str
+)
 @pytest.mark.parametrize("place", ALL)
 def test_results_may_take_an_operand_s_place(
-    isa: str, place: str, operand: str, monkeypatch: pytest.MonkeyPatch
+    isa: str, place: str, operand: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pattern, affine, given = operands(place, torch.bfloat16)
+    pattern, affine, given = operands(place, dtype)
     x, dy, _ = (given.pop(name) for name in ("x", "dy", "residual"))
     finish = Finish(affine, Epilogue("silu"), **given)
     y, mean, m2 = cpu.forward(x, pattern, True, 1e-5, finish)
