@@ -115,8 +115,9 @@ def compare(
 ) -> None:
     """Train one small network with every normalizer, and say which to use.
 
-    Measures accuracy, steps to 90 %, the largest learning rate that still trains, the gap between
-    training and evaluation mode, time and memory per step.
+    Measures accuracy, steps to 90 %, the largest learning rate that still
+    trains, the gap between training and evaluation mode, time and memory per
+    step.
     """
     from evenorm.lab.comparison.command import run
 
@@ -181,8 +182,10 @@ def bench(
 ) -> None:
     """Time every layer against torch, torch.compile, JAX and onnxruntime.
 
-    A row is timed only if its result agrees with the float64 reference. Variants take turns; ratios are of
-    medians, with a paired 95 % interval. Ctrl-C ends with what is finished.
+    A row is timed only if its result agrees with the float64 reference.
+    Variants take turns; ratios are of medians, with a paired 95 % interval.
+    The suite layers begins no row after 15 minutes. Ctrl-C ends with what is
+    finished.
     """
     from evenorm.bench.command import Files, run
     from evenorm.bench.settings import Settings
