@@ -55,7 +55,7 @@ struct Line : Standardize<R> {
   // rstd * w * dz + rest.
   template <class Lanes>
   Vec<R> weighed(Vec<R> dz, Vec<R> rest, Size i, Lanes lanes) const {
-    return multiply_add(dz * scale.weight(i, lanes), this->rstd, rest);
+    return multiply_add(scale.scaled(dz, i, lanes), this->rstd, rest);
   }
 };
 
@@ -156,7 +156,7 @@ inline void apply_runs(const T* x, T* y, Size n, const Several& several, const C
     finished(epilogue.at(r * several.dense), to, n, stream, scratch,
              [&](auto* place, const auto& finish, Storing how) {
                standardize_runs(x + r * several.x, place, n, part, centers + r * several.center,
-                                by_run(scale).from(r), finish, how);
+                                scale.from(r), finish, how);
              });
   }
 }

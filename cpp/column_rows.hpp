@@ -73,7 +73,7 @@ struct Lines {
     } else {
       scale.b ? each(one, bias) : each(one, zero);
     }
-    list_odd(width, [&](Size k) { return slab.center(k).narrow() & scale.at(k).narrow(); });
+    list_odd(width, [&](Size k) { return slab.center(k).narrow() & scale.column(k).narrow(); });
   }
 
   // The same, and what is pulled towards.
@@ -81,7 +81,7 @@ struct Lines {
     prepare(slab, width, scale);
     for (Size k = 0; k < width; ++k) pull[k] = R(slab.pull(k).slope(slab.center(k)));
     for (Size k = 0; k < width; ++k) push[k] = R(slab.pull(k).level(slab.center(k), double(high[k])));
-    list_odd(width, [&](Size k) { return narrow(slab.center(k), slab.pull(k), scale.at(k)); });
+    list_odd(width, [&](Size k) { return narrow(slab.center(k), slab.pull(k), scale.column(k)); });
   }
 
   template <class Lanes>

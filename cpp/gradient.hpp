@@ -116,7 +116,6 @@ template <class T, class Scale>
 inline void grad_input_runs(const T* dy, const T* x, T* dx, Size n, const Several& several,
                             const Center* centers, const Pull* pulls, const Scale& scale,
                             const Epilogue<T>& epilogue, bool stream) {
-  const auto& scales = by_run(scale);
   Size together = epilogue.curved() ? 1 : several.runs;
   for (Size r = 0; r < several.runs; r += together) {
     Several part = several;
@@ -125,7 +124,7 @@ inline void grad_input_runs(const T* dy, const T* x, T* dx, Size n, const Severa
     const T* from = x ? x + r * several.x : nullptr;
     T* to = dx + r * several.dense;
     Epilogue<T> e = epilogue.at(r * several.dense);
-    auto own = scales.from(r);
+    auto own = scale.from(r);
     with_run_way(from, n, *center, own, e, [&](const auto& way) {
       pull_runs(dy + r * several.dy, from, to, e.d_residual, n, part, center,
                 pulls + r * several.center, way.scale(own), way,
@@ -135,9 +134,9 @@ inline void grad_input_runs(const T* dy, const T* x, T* dx, Size n, const Severa
   for (Size r = 0; r < several.runs; ++r) {
     const Center& center = centers[r * several.center];
     const Pull& pull = pulls[r * several.center];
-    if (narrow(center, pull, scales.at(r))) continue;
+    if (narrow(center, pull, scale.at(r))) continue;
     exact_pull_run(dy + r * several.dy, x ? x + r * several.x : nullptr, dx + r * several.dense, n,
-                   center, pull, scales.at(r), epilogue.at(r * several.dense));
+                   center, pull, scale.at(r), epilogue.at(r * several.dense));
   }
 }
 

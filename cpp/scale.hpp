@@ -14,10 +14,6 @@ struct Uniform {
   Uniform at(Size) const { return *this; }
 
   template <class Lanes>
-  Vec<R> weight(Size, Lanes) const {
-    return splat<R>(w);
-  }
-  template <class Lanes>
   Vec<R> scaled(Vec<R> v, Size, Lanes) const {
     return v * splat<R>(w);
   }
@@ -84,7 +80,7 @@ struct Folded {
   const R* b;
 
   Folded weights() const { return *this; }
-  Uniform<R> at(Size i) const { return {w ? w[i] : R(1), b ? b[i] : R(0)}; }
+  Uniform<R> column(Size i) const { return {w ? w[i] : R(1), b ? b[i] : R(0)}; }
 
   template <class Lanes>
   Vec<R> scaled(Vec<R> v, Size, Lanes) const {
@@ -113,16 +109,6 @@ inline auto with_scale(const Parameters& parameters, Size index, const F& f) {
   using R = typename Parameters::Value;
   if (parameters.by_element()) return with_elements(parameters, index, f);
   return f(Uniform<R>{parameters.weight(index), parameters.bias(index)});
-}
-
-// The same for several runs.
-template <class R>
-inline Uniforms<R> by_run(const Uniform<R>& scale) {
-  return {&scale.w, &scale.b, 0};
-}
-template <class Scale>
-inline const Scale& by_run(const Scale& scale) {
-  return scale;
 }
 
 }  // namespace evenorm::EVENORM_ISA
