@@ -9,7 +9,8 @@ __all__ = ["page"]
 
 _HEAD = """# Examples
 
-Each runs on a CPU in under a minute, and is run in a small form by the tests.
+Each runs on a CPU in under a minute, and is run in a small form by the tests; those with Lightning or transformers
+where these are installed.
 """
 
 
