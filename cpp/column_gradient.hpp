@@ -13,6 +13,7 @@ class ColumnGradient : public Columns<T> {
   using typename Base::R;
   using typename Base::Range;
   using typename Base::Work;
+  using Base::by_run_;
   using Base::call_;
   using Base::cut_;
   using Base::dy_;
@@ -57,7 +58,7 @@ class ColumnGradient : public Columns<T> {
     Range range = this->rows(piece);
     double* plain = slab.partial + 2 * piece * slab.room;
     clear(plain, 2 * slab.room);
-    lines.prepare_back(slab, p.width, this->folded(p, piece));
+    prepare(p, piece, work);
     for (Size r = range.first; r < range.stop; r += kLinks) {
       Range tile{r, r + kLinks < range.stop ? r + kLinks : range.stop};
       lines.clear_chains();
@@ -65,6 +66,18 @@ class ColumnGradient : public Columns<T> {
       flush_chains(p.width, slab, lines, plain, plain + slab.room,
                    [&](Size k) { return column(p, tile, slab, k); });
       if (in_passing_) Base::grad_input(p, piece, tile, work, epilogue_.bent() ? x_ : nullptr);
+    }
+  }
+
+  // As little as the sums need, and the input's gradient where it is found in passing.
+  void prepare(const Place& p, Size piece, Work& work) const {
+    bool scaled = epilogue_.bent() || plan_.by_row;
+    if (in_passing_ && !by_run_) {
+      this->prepare_back(p, piece, work);
+    } else if (scaled) {
+      work.lines.prepare(work.slab, p.width, this->folded(p, piece));
+    } else {
+      work.lines.prepare_deviations(work.slab, p.width);
     }
   }
 

@@ -51,37 +51,22 @@ struct Lines {
     odd = reinterpret_cast<Size*>(memory + room * Size(sizeof(R)));
   }
 
+  // For sums of deviations: what is high alone.
+  void prepare_deviations(const Slab& slab, Size width) {
+    for (Size k = 0; k < width; ++k) high[k] = R(slab.mean[k]);
+    list_odd(width, [&](Size k) { return slab.center(k).narrow(); });
+  }
+
   // Slope and level are those of z where weights and biases are folded in, those of xhat where they are not.
   void prepare(const Slab& slab, Size width, const Folded<R>& scale) {
-    const double* mean = slab.mean;
-    const double* rstd = slab.rstd;
-    auto each = [&](const auto& weight, const auto& bias) {
-      for (Size k = 0; k < width; ++k) {
-        R near = R(mean[k]);
-        double weighed = rstd[k] * weight(k);
-        high[k] = near;
-        slope[k] = R(weighed);
-        level[k] = R((double(near) - mean[k]) * weighed + bias(k));
-      }
-    };
-    auto weight = [&](Size k) { return double(scale.w[k]); };
-    auto bias = [&](Size k) { return double(scale.b[k]); };
-    auto one = [](Size) { return 1.0; };
-    auto zero = [](Size) { return 0.0; };
-    if (scale.w) {
-      scale.b ? each(weight, bias) : each(weight, zero);
-    } else {
-      scale.b ? each(one, bias) : each(one, zero);
-    }
-    list_odd(width, [&](Size k) { return slab.center(k).narrow() & scale.column(k).narrow(); });
+    prepare_scaled(slab, width, scale, [](Size) { return true; });
   }
 
   // The same, and what is pulled towards.
   void prepare_back(const Slab& slab, Size width, const Folded<R>& scale) {
-    prepare(slab, width, scale);
+    prepare_scaled(slab, width, scale, [&](Size k) { return slab.pull(k).narrow(slab.center(k)); });
     for (Size k = 0; k < width; ++k) pull[k] = R(slab.pull(k).slope(slab.center(k)));
     for (Size k = 0; k < width; ++k) push[k] = R(slab.pull(k).level(slab.center(k), double(high[k])));
-    list_odd(width, [&](Size k) { return narrow(slab.center(k), slab.pull(k), scale.column(k)); });
   }
 
   template <class Lanes>
@@ -99,6 +84,32 @@ struct Lines {
   }
 
  private:
+  template <class Narrow>
+  void prepare_scaled(const Slab& slab, Size width, const Folded<R>& scale, const Narrow& narrow) {
+    auto each = [&](const auto& weight, const auto& bias) {
+      for (Size k = 0; k < width; ++k) {
+        R near = R(slab.mean[k]);
+        double weighed = slab.rstd[k] * weight(k);
+        high[k] = near;
+        slope[k] = R(weighed);
+        level[k] = R((double(near) - slab.mean[k]) * weighed + bias(k));
+      }
+      list_odd(width, [&](Size k) {
+        return slab.center(k).narrow() & Uniform<double>{weight(k), bias(k)}.narrow() & narrow(k);
+      });
+    };
+    // A loop for each, since what asks for every column is slow.
+    auto weight = [&](Size k) { return double(scale.w[k]); };
+    auto bias = [&](Size k) { return double(scale.b[k]); };
+    auto one = [](Size) { return 1.0; };
+    auto zero = [](Size) { return 0.0; };
+    if (scale.w) {
+      scale.b ? each(weight, bias) : each(weight, zero);
+    } else {
+      scale.b ? each(one, bias) : each(one, zero);
+    }
+  }
+
   template <class Narrow>
   void list_odd(Size width, const Narrow& narrow) {
     Size wide = 0;

@@ -314,12 +314,12 @@ class Columns {
   }
 
   void grad_input(const Place& p, Size piece, Work& work) const {
-    prepare_back(p, piece, work);
+    if (!by_run_) prepare_back(p, piece, work);
     grad_input(p, piece, rows(piece), work, x_);
   }
 
   void prepare_back(const Place& p, Size piece, Work& work) const {
-    if (!by_run_) work.lines.prepare_back(work.slab, p.width, folded(p, piece));
+    work.lines.prepare_back(work.slab, p.width, folded(p, piece));
   }
 
   // Of some rows of a piece for which lines were prepared; `x` is null where nothing depends on it.

@@ -11,10 +11,10 @@ constexpr Size kPiece = 65536;         // elements that are worth a thread's whi
 constexpr Size kSlab = 65536;          // elements that fit the second cache, input and output
 constexpr Size kShortSpan = 32;        // parameters that change this often are read by element
 constexpr Size kShortPeriod = 512;     // shorter arrays of parameters are repeated
-constexpr Size kShortRun = 64;         // shorter runs are taken as columns
+constexpr Size kShortRun = 32;         // shorter runs are taken as columns
 constexpr Size kOrderedRun = 16;       // shorter runs are not worth a start of their own
 constexpr Size kFewRows = 8;
-constexpr Size kTinyRow = 48;
+constexpr Size kTinyRow = 32;
 constexpr Size kRaggedRun = 4;         // shorter runs that a mask cuts are taken one element at a time
 constexpr Size kNarrow = 256, kWide = 2048;  // columns
 constexpr Size kTileRows = 32;

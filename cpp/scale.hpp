@@ -80,7 +80,6 @@ struct Folded {
   const R* b;
 
   Folded weights() const { return *this; }
-  Uniform<R> column(Size i) const { return {w ? w[i] : R(1), b ? b[i] : R(0)}; }
 
   template <class Lanes>
   Vec<R> scaled(Vec<R> v, Size, Lanes) const {
