@@ -234,8 +234,10 @@ def test_performance_shows_the_newest_run(tmp_path: Path) -> None:
     assert "older" not in page
     assert "benchmarks/2026-03-04.json" in page
     assert "| BatchNorm2d(64) 32×64×56×56 | float32 | forward | fresh | 2 | 2.50 [2.25, 2.75] | 0.25 |" in page
+    assert "Nothing was run or measured on a GPU yet" in page
     (tmp_path / "2026-01-02.json").rename(tmp_path / "2026-01-02-gpu.json")
     page = performance.page(tmp_path)
+    assert "Nothing was run" not in page
     assert "`benchmarks/2026-01-02-gpu.json`, by `older`" in " ".join(page.split())
     assert "benchmarks/2026-03-04.json" in page
 

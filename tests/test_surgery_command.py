@@ -180,6 +180,12 @@ def test_wrong_arguments(here: Path, options: tuple[str, ...], words: str) -> No
     assert words in run("fold", *options, code=2)
 
 
+@pytest.mark.parametrize("verb", ["fold", "accelerate"])
+def test_an_input_that_the_model_does_not_take(here: Path, verb: str) -> None:
+    printed = run(verb, "--input", "2,5,6,6", code=1)
+    assert printed.startswith("the model does not run: RuntimeError: Given groups=1, weight of size [4, 3, 3, 3]")
+
+
 def test_wrong_target(here: Path) -> None:
     result = CliRunner().invoke(app, ["fold", "surgery_subject:missing", *SHAPE])
     assert result.exit_code == 2

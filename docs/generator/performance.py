@@ -21,6 +21,9 @@ that of medians, above 1 where evenorm is faster, with a paired 95 % interval. *
 operating system at each call, *reused* memory is the allocator's.
 """
 
+_NO_GPU = """Nothing was run or measured on a GPU yet: `evenorm bench --device cuda` would do it.
+"""
+
 
 def newest(folder: Path) -> list[Path]:
     """The newest file of each kind: its name is a date, and what it is of where that is not the CPU."""
@@ -33,8 +36,8 @@ def page(folder: Path) -> str:
     files = newest(folder)
     if not files:
         return f"# Performance\n\n{_NONE}"
-    parts = [f"---\nhide: [navigation, toc]\n---\n\n# Performance\n\n{_HOW}", *map(_section, files)]
-    return "\n".join(parts)
+    gpu = [] if any(file.stem.endswith("-gpu") for file in files) else [_NO_GPU]
+    return "\n".join(["---\nhide: [navigation, toc]\n---\n\n# Performance\n", _HOW, *gpu, *map(_section, files)])
 
 
 def _section(file: Path) -> str:

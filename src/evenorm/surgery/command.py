@@ -16,6 +16,7 @@ from torch import nn
 from evenorm.surgery.accelerate import accelerate
 from evenorm.surgery.convert import convert
 from evenorm.surgery.fold import fold
+from evenorm.surgery.loading import brief
 from evenorm.surgery.proof import Inputs, ProofError
 from evenorm.surgery.recalibrate import recalibrate
 from evenorm.surgery.report import SurgeryReport
@@ -25,6 +26,8 @@ from evenorm.surgery.writing import check, write
 __all__ = ["run_accelerate", "run_convert", "run_fold", "run_recalibrate"]
 
 DONE, FAILED, WRONG_ARGUMENTS = 0, 1, 2
+# Torch's own words, where a model does not take its input, are a RuntimeError.
+_FAULTS = (ValueError, TypeError, FloatingPointError, RuntimeError)
 
 Operation = Callable[[], "tuple[nn.Module, SurgeryReport]"]
 
@@ -64,7 +67,7 @@ def run_accelerate(model: nn.Module, inputs: Inputs | None, seconds: float, as_j
     before = copy.deepcopy(model)
     try:
         after, report = accelerate(model, inputs, report=True)
-    except (ValueError, TypeError, ProofError) as fault:
+    except _FAULTS as fault:
         return _failed(fault)
     times = time_steps(before, after, inputs, seconds)
     if as_json:
@@ -86,7 +89,7 @@ def _run(operation: Operation, inputs: Inputs | None, out: Path | None, as_json:
         return _wrong(str(fault))
     try:
         model, report = operation()
-    except (ValueError, TypeError, FloatingPointError, ProofError) as fault:
+    except _FAULTS as fault:
         return _failed(fault)
     try:
         written = None if out is None else write(model, inputs, out)
@@ -109,5 +112,6 @@ def _wrong(line: str) -> int:
 
 
 def _failed(fault: Exception) -> int:
-    sys.stderr.write(f"{fault}\n")
+    said = f"the model does not run: {brief(fault)}" if type(fault) is RuntimeError else str(fault)
+    sys.stderr.write(f"{said}\n")
     return FAILED
