@@ -57,9 +57,9 @@ def check(subject: Subject) -> Iterator[Symptom]:
             continue
         yield Symptom(
             site.path,
-            f"over {gap.batches} batches the mean lies {gap.shift:.2g} standard deviations from the running mean, "
+            f"over {gap.batches} batches the mean lies {gap.shift:.2g} σ from the running mean, "
             f"and the variance differs by a factor of {exp(gap.scale):.2g}",
-            "recalibrate: evenorm.recalibrate(model, loader)",
+            "prepare these data as the training's; if they are, recalibrate: evenorm.recalibrate(model, loader)",
             {"shift": gap.shift, "variance ratio": exp(gap.scale), "batches": gap.batches},
             Fix("evenorm.recalibrate(model, loader)", partial(_recalibrate, subject)),
         )
