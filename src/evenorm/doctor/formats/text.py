@@ -31,7 +31,7 @@ def lines(examination: Examination) -> Iterator[RenderableType]:
 
 
 def _finding(finding: Finding) -> Iterator[RenderableType]:
-    path, code = (finding.path or "(model)", "bold"), (finding.code, STYLES[finding.severity])
+    path, code = (finding.path or "(model)", "bold"), (f"{finding.severity} {finding.code}", STYLES[finding.severity])
     yield Indented(Text.assemble(path, "  ", code, f"  {finding.message}"))
     if finding.file is not None and not is_torch(finding.file):
         yield _line("at", f"{finding.file}:{finding.line}", "dim")
