@@ -9,10 +9,11 @@ namespace evenorm::EVENORM_ISA {
 struct Center {
   double mean, rstd;
 
-  // Whether float32 can hold every step, here and on the way back; what is outside of it is worked in float64.
+  // Whether float32 can hold every step, here and on the way back, where a gradient is multiplied by deviations and not
+  // by xhat; what is outside of it is worked in float64.
   bool narrow() const {
     double size = std::fabs(mean);
-    return (size <= 0x1p80) & ((size >= 0x1p-80) | (size == 0)) & (rstd >= 0x1p-40) & (rstd <= 0x1p40);
+    return (size <= 0x1p80) & ((size >= 0x1p-80) | (size == 0)) & (rstd >= 0x1p-40) & (rstd <= 0x1p24);
   }
   double xhat(double x) const { return (x - mean) * rstd; }
 };

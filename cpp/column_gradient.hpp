@@ -30,7 +30,8 @@ class ColumnGradient : public Columns<T> {
  public:
   explicit ColumnGradient(const Call& call)
       : Base(call), wants_parameters_(call.dweight || call.dbias),
-        in_passing_(out_ && call.rstd && !(tail_ && (out_ == dy_ || out_ == x_))),
+        in_passing_(out_ && call.rstd &&
+                    !(tail_ && (out_ == dy_ || out_ == x_ || epilogue_.d_residual == dy_))),
         parts_(cut_.pieces / cut_.pieces_per_part), room_(Slab::rounded(cut_.block)),
         by_row_(wants_parameters_ && plan_.by_row ? plan_.batch * plan_.outer * cut_.blocks : 0),
         at_once_(wants_parameters_ && !plan_.by_row && plan_.batch * parts_ == 1 && parameters_.as_they_are()),

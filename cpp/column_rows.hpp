@@ -38,9 +38,10 @@ struct Lines {
   Size room;
   R *high, *slope, *level, *pull, *push, *guess, *chain1, *chain2;
   Size* odd;
+  double* saved;  // room for two numbers of each odd column
   Size odds = 0;
 
-  static Size doubles(Size width) { return Slab::rounded(width) * Size(sizeof(R) + 1); }
+  static Size doubles(Size width) { return Slab::rounded(width) * Size(sizeof(R) + 3); }
 
   Lines(double* memory, Size width) : room(Slab::rounded(width)) {
     R* reals = reinterpret_cast<R*>(memory);
@@ -49,6 +50,7 @@ struct Lines {
       reals += room;
     }
     odd = reinterpret_cast<Size*>(memory + room * Size(sizeof(R)));
+    saved = memory + room * Size(sizeof(R) + 1);
   }
 
   // For sums of deviations: what is high alone.
@@ -152,12 +154,12 @@ inline void add_to(R* chain, Vec<R> a, Vec<R> b) {
 }
 
 // Works a row in R and its odd columns in float64. These are computed first, since the row may be
-// overwritten, and written last. Neither is a chain in use then, so there is room.
+// overwritten, and written last.
 template <class R, class Exact, class Put, class Fast>
 inline void with_odd(const Lines<R>& lines, Size width, const Exact& exact, const Put& put,
                      const Fast& fast) {
   if (lines.odds == 0) return fast();
-  auto* saved = reinterpret_cast<decltype(exact(0))*>(lines.chain1);
+  auto* saved = reinterpret_cast<decltype(exact(0))*>(lines.saved);
   for (Size k = 0; k < lines.odds; ++k) {
     if (lines.odd[k] < width) saved[k] = exact(lines.odd[k]);
   }

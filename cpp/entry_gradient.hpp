@@ -81,9 +81,17 @@ class EntryGradient : public Runs<T> {
       });
     }
     for (Size r = 0; r < count; ++r) {
-      if (together && centers[r].narrow() && sums[r].finite()) continue;
-      sums[r] = row_by_element(first + r, part, centers[r], to);
+      bool added = together && centers[r].narrow();
+      if (added && sums[r].finite()) continue;
+      sums[r] = added ? exact_row(first + r, part, centers[r]) : row_by_element(first + r, part, centers[r], to);
     }
+  }
+
+  // Of a row that the entries have already.
+  GradSums exact_row(Size s, const Portion& part, const Center& center) const {
+    GradSums total;
+    this->each_place(s, part, [&](const Place& p) { total.add(exactly(p, Seen::all, center, nullptr)); });
+    return total;
   }
 
   // The same of one row; where float32 cannot hold a part, in float64.
@@ -188,7 +196,7 @@ class EntryGradient : public Runs<T> {
     Center centers[Base::kTile];
     Pull pulls[Base::kTile];
     // A gradient written in place destroys what a redo would read.
-    bool at_once = out_ == dy_ || out_ == x_;
+    bool at_once = out_ == dy_ || out_ == x_ || epilogue_.d_residual == dy_;
     Size tile = rows_together(), flushed = first, links = 0;
     auto empty = [&](Size s) {
       if (wants_parameters_ && !to.flush()) {

@@ -126,17 +126,18 @@ inline void grad_input_runs(const T* dy, const T* x, T* dx, Size n, const Severa
     Epilogue<T> e = epilogue.at(r * several.dense);
     auto own = scale.from(r);
     with_run_way(from, n, *center, own, e, [&](const auto& way) {
-      pull_runs(dy + r * several.dy, from, to, e.d_residual, n, part, center,
-                pulls + r * several.center, way.scale(own), way,
+      auto used = way.scale(own);
+      const T* dy0 = dy + r * several.dy;
+      const Pull* pull = pulls + r * several.center;
+      pull_runs(dy0, from, to, e.d_residual, n, part, center, pull, used, way,
                 stream && (!e.d_residual || alike(to, e.d_residual)));
+      for (Size k = 0; k < together; ++k) {
+        Size s = k * several.center;
+        if (narrow(center[s], pull[s], used.at(k))) continue;
+        exact_pull_run(dy0 + k * several.dy, from ? from + k * several.x : nullptr, to + k * several.dense, n,
+                       center[s], pull[s], own.at(k), e.at(k * several.dense));
+      }
     });
-  }
-  for (Size r = 0; r < several.runs; ++r) {
-    const Center& center = centers[r * several.center];
-    const Pull& pull = pulls[r * several.center];
-    if (narrow(center, pull, scale.at(r))) continue;
-    exact_pull_run(dy + r * several.dy, x ? x + r * several.x : nullptr, dx + r * several.dense, n,
-                   center, pull, scale.at(r), epilogue.at(r * several.dense));
   }
 }
 

@@ -90,6 +90,7 @@ void forward(const Call& c) {
   if (c.plan.layout == Layout::empty) zero_moments(c);
   with_kernel(c, [](auto&& kernel) { kernel.forward(); });
 }
+
 // Whether slopes are dear enough to be found once, and dz has room in the input's gradient until this is found. Not
 // where statistics are given, whose sums have the same bits with and without the input's gradient.
 bool keeps_slopes(const Call& c) {
@@ -97,7 +98,7 @@ bool keeps_slopes(const Call& c) {
               c.activation == Activation::gelu_tanh;
   bool whole = c.dtype == Dtype::float32 || c.dtype == Dtype::float64;
   bool lies = c.plan.layout == Layout::runs || c.plan.layout == Layout::columns;
-  return dear && whole && lies && !c.mask && !c.rstd && c.out != c.x && c.plan.dy_is_dense();
+  return dear && whole && lies && c.out && c.out != c.x && !c.mask && !c.rstd && c.plan.dy_is_dense();
 }
 
 // Sums for which there is an output to go on to.

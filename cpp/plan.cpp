@@ -154,7 +154,7 @@ void Plan::choose() {
 // Each run has one parameter, and where these are many, the next run has the next one.
 bool Plan::runs_in_order() const {
   Size row = group * inner;
-  bool next = count == 1 || (span == inner && count % group == 0 && stretch % row == 0);
+  bool next = stretch % row == 0 && (count == 1 || (span == inner && count % group == 0));
   return outer > 1 && inner >= kOrderedRun && next && !masked;
 }
 

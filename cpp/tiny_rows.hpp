@@ -80,7 +80,7 @@ class TinyRows {
   void each_tile(const F& f) const {
     Size per_batch = blocks() / plan_.batch;
     parallel(threads_for(plan_.numel), blocks(), [&](Size block, int) {
-      alignas(64) double memory[kRows * 32];
+      alignas(64) double memory[kRows * 40];
       Tile tile(block / per_batch, memory);
       Size first = block % per_batch * kTilesPerBlock, stop = first + kTilesPerBlock;
       if (stop > tiles()) stop = tiles();

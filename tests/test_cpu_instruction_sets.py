@@ -256,22 +256,56 @@ def exactly(dy: Tensor, x: Tensor, pattern: Pattern, finish: Finish) -> tuple[Te
     return y, eager.grad_input(dy, x, *exact, s1 / count, s2 / count)[0], d_weight, d_bias
 
 
+@pytest.mark.parametrize(
+    ("activation", "dtype"),
+    [("identity", torch.float32), ("relu", torch.float32), ("hardswish", torch.float32), ("silu", torch.bfloat16)],
+    ids=str,
+)
 @pytest.mark.parametrize("place", ALL)
-def test_scales_that_float32_cannot_fold(isa: str, place: str) -> None:
-    """rstd times weight would overflow, or lose its digits, where neither does alone."""
-    pattern, affine, given = operands(place, torch.float32)
+def test_scales_that_float32_cannot_fold(isa: str, place: str, activation: str, dtype: torch.dtype) -> None:
+    """rstd times weight would overflow, or lose its digits, where neither does alone; others are what they were."""
+    pattern, affine, given = operands(place, dtype)
     x, dy, _ = (given.pop(name) for name in ("x", "dy", "residual"))
     scales = torch.tensor([1e-30, 1e30, 1.0, 0.0]).repeat(given["weight"].numel())[: given["weight"].numel()]
     given["weight"] = given["weight"] * scales.reshape(given["weight"].shape)
+    finish = Finish(affine, Epilogue(activation), **{**given, "bias": 0 * given["bias"]})
+    near = 2e-5 if dtype == torch.float32 else 1e-2
     for spread in (1e-14, 1e14):
-        for activation in ("identity", "relu"):
-            finish = Finish(affine, Epilogue(activation), **{**given, "bias": 0 * given["bias"]})
-            y, mean, m2 = cpu.forward(spread * x, pattern, True, 0.0, finish)
-            found = (y, *cpu.backward(dy, spread * x, pattern, True, 0.0, mean, m2, finish)[:3])
-            for one, other in zip(found, exactly(dy, spread * x, pattern, finish), strict=True):
-                # The gradient itself may be too large.
-                if other.abs().max() < 1e38:
-                    assert (one - other).abs().max() <= 2e-5 * other.abs().max()
+        spaced = (spread * x.float()).to(dtype)
+        y, mean, m2 = cpu.forward(spaced, pattern, True, 0.0, finish)
+        wanted, dx, *sums = exactly(dy, spaced, pattern, finish)
+        xhat = exactly(dy, spaced, pattern, Finish(affine, Epilogue()))[0]
+        scale = exactly(dy, spaced, pattern, replace(finish, epilogue=Epilogue()))[0].div(xhat).abs()
+        assert ((y - wanted).abs() <= near * scale * xhat.abs().max()).all()
+        found_dx, *found, _ = cpu.backward(dy, spaced, pattern, True, 0.0, mean, m2, finish)
+        # The gradient itself may be too large.
+        if dx.abs().max() < 1e38:
+            assert (found_dx - dx).abs().max() <= near * dx.abs().max()
+        for one, other in zip(found, sums, strict=True):
+            assert (one - other).abs().max() <= 2e-5 * other.abs().max()
+
+
+def test_a_row_whose_sum_overflows_is_added_once(isa: str) -> None:
+    pattern, affine, given = operands("rows", torch.float32)
+    x, dy, _ = (given.pop(name) for name in ("x", "dy", "residual"))
+    dy[3] = 2e37
+    finish = Finish(affine, Epilogue(), **{**given, "weight": torch.full_like(given["weight"], 4.0)})
+    _, mean, m2 = cpu.forward(x, pattern, True, 0.0, finish)
+    found = cpu.backward(dy, x, pattern, True, 0.0, mean, m2, finish)[1:3]
+    for one, other in zip(found, exactly(dy, x, pattern, finish)[2:], strict=True):
+        assert (one - other).abs().max() <= 1e-6 * other.abs().max()
+
+
+@pytest.mark.parametrize("place", ALL)
+def test_small_gradients_of_small_input(isa: str, place: str) -> None:
+    """A deviation times a gradient is a denormal, where x̂ times it is none."""
+    pattern, affine, given = operands(place, torch.float32)
+    x, dy, _ = (given.pop(name) for name in ("x", "dy", "residual"))
+    x, dy, finish = 2.0**-39 * x, 2.0**-110 * dy, Finish(affine, Epilogue(), **given)
+    _, mean, m2 = cpu.forward(x, pattern, True, 0.0, finish)
+    found = cpu.backward(dy, x, pattern, True, 0.0, mean, m2, finish)[:3]
+    for one, other in zip(found, exactly(dy, x, pattern, finish)[1:], strict=True):
+        assert (one - other).abs().max() <= 2e-5 * other.abs().max()
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["beside", "in place"])
@@ -311,6 +345,8 @@ def test_results_may_take_an_operand_s_place(
 ) -> None:
     pattern, affine, given = operands(place, dtype)
     x, dy, _ = (given.pop(name) for name in ("x", "dy", "residual"))
+    # Larger than what vectors work with.
+    given["bias"].view(-1)[1] = 2e30
     finish = Finish(affine, Epilogue("silu"), **given)
     y, mean, m2 = cpu.forward(x, pattern, True, 1e-5, finish)
     expected = cpu.backward(dy, x, pattern, True, 1e-5, mean, m2, finish)
