@@ -22,20 +22,30 @@ inline void rstds(const double* m2, Size count, double values, double eps, doubl
   for (Size k = 0; k < count; ++k) rstd[k] = 1 / std::sqrt(m2[k] / values + eps);
 }
 
-// d = x - high, the deviation from the mean in R, and xhat = d * rstd + rest: a mean rounded to float32 alone would
-// cost 6e-8 * |mean| / sigma.
+// d = x - high, the deviation from the mean in R. That alone would cost 6e-8 * |mean| / sigma, so what is made of d adds
+// high - mean.
 template <class R>
-struct Standardize {
-  Vec<R> high, rstd, rest;
+struct Deviation {
+  Vec<R> high;
 
-  explicit Standardize(const Center& c)
-      : high(splat<R>(R(c.mean))), rstd(splat<R>(R(c.rstd))),
-        rest(splat<R>(R((double(R(c.mean)) - c.mean) * c.rstd))) {}
+  explicit Deviation(const Center& c) : high(splat<R>(R(c.mean))) {}
+
+  static double rest(const Center& c) { return double(R(c.mean)) - c.mean; }
 
   template <class Lanes>
   Vec<R> deviation(Vec<R> x, Size, Lanes) const {
     return x - high;
   }
+};
+
+// xhat = d * rstd + rest.
+template <class R>
+struct Standardize : Deviation<R> {
+  Vec<R> rstd, rest;
+
+  explicit Standardize(const Center& c)
+      : Deviation<R>(c), rstd(splat<R>(R(c.rstd))), rest(splat<R>(R(Deviation<R>::rest(c) * c.rstd))) {}
+
   template <class Lanes>
   Vec<R> xhat(Vec<R> d, Size, Lanes) const {
     return multiply_add(d, rstd, rest);
@@ -62,17 +72,13 @@ struct Line : Standardize<R> {
 
 // Where the run has one scale, both in one step.
 template <class R>
-struct Line<R, Uniform<R>> {
-  Vec<R> high, slope, level;
+struct Line<R, Uniform<R>> : Deviation<R> {
+  Vec<R> slope, level;
 
   Line(const Center& c, const Uniform<R>& s)
-      : high(splat<R>(R(c.mean))), slope(splat<R>(R(c.rstd * double(s.w)))),
-        level(splat<R>(R((double(R(c.mean)) - c.mean) * (c.rstd * double(s.w)) + double(s.b)))) {}
+      : Deviation<R>(c), slope(splat<R>(R(c.rstd * double(s.w)))),
+        level(splat<R>(R(Deviation<R>::rest(c) * (c.rstd * double(s.w)) + double(s.b)))) {}
 
-  template <class Lanes>
-  Vec<R> deviation(Vec<R> x, Size, Lanes) const {
-    return x - high;
-  }
   template <class Lanes>
   Vec<R> z(Vec<R> d, Size, Lanes) const {
     return multiply_add(d, slope, level);

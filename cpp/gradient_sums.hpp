@@ -24,7 +24,7 @@ constexpr GradSums kUnsound{INFINITY, INFINITY};
 // Sums of dz and dz*d as those of dz and dz*xhat.
 template <class R>
 inline GradSums normalized_sums(const Center& center, double plain, double deviated) {
-  return {plain, center.rstd * (deviated + (double(R(center.mean)) - center.mean) * plain)};
+  return {plain, center.rstd * (deviated + Deviation<R>::rest(center) * plain)};
 }
 
 // Sums along runs of one center and one scale, of dz alone.
