@@ -189,7 +189,8 @@ def test_activations_are_exact_to_two_units(isa: str, activation: str, dtype: to
     assert ((curve(activation, z, False).double() - value).abs() <= few * unit * z.abs().clamp_min(1)).all()
     assert ((curve(activation, z, True).double() - slope).abs() <= few * unit).all()
     odd = torch.tensor([torch.nan, torch.inf, 1e30, -1e30], dtype=dtype)
-    torch.testing.assert_close(curve(activation, odd, False), epilogue.apply(odd), equal_nan=True)
+    # In float64: torch's float32 GELU of infinity is NaN on some processors.
+    torch.testing.assert_close(curve(activation, odd, False), epilogue.apply(odd.double()).to(dtype), equal_nan=True)
 
 
 def test_activations_and_instruction_sets_by_name() -> None:
