@@ -84,8 +84,7 @@ class ColumnGradient : public Columns<T> {
 
   // Adds at most kLinks rows of a piece to the chains.
   void add(const Place& p, Size piece, const Range& tile, Work& work) {
-    Several several{tile.stop - tile.first, cut_.fold * plan_.x.outer, cut_.fold * plan_.dy.outer,
-                    cut_.fold * plan_.dense.outer, 0};
+    Several several = this->several(tile.stop - tile.first);
     const T* dy = dy_ + offset(plan_.dy, p, tile.first);
     const T* x = x_ + offset(plan_.x, p, tile.first);
     Epilogue<T> epilogue = epilogue_.at(offset(plan_.dense, p, tile.first));

@@ -37,9 +37,6 @@ struct ColumnMoments {
   double* m2;
 };
 
-// Rows that are added at once, so that chains are read and written once for all of them.
-constexpr int kTogether = 4;
-
 template <int kRows, class T>
 EVENORM_LOOP void add_values(const Rows<T>& rows, Size first, Size step, Size width, Real<T>* sum) {
   using R = Real<T>;
@@ -56,12 +53,16 @@ template <int kRows, class T>
 EVENORM_LOOP void add_deviations(const Rows<T>& rows, Size first, Size width, const Real<T>* center,
                                  Real<T>* sum, Real<T>* squares) {
   using R = Real<T>;
-  const T* x[kRows];
-  for (int r = 0; r < kRows; ++r) x[r] = rows[first + r];
+  const T *x[kRows], *next[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = rows[first + r];
+    next[r] = rows[first + kRows + r < rows.count ? first + kRows + r : rows.count - 1];
+  }
   each_vector<R>(width, [&](Size i, auto lanes) {
     Vec<R> shift = load<R>(center + i, lanes);
     Vec<R> total = read<Vec<R>>(sum + i), square = read<Vec<R>>(squares + i);
     for (int r = 0; r < kRows; ++r) {
+      if (kRows > 1) foresee(next[r] + i);
       Vec<R> d = load<R>(x[r] + i, lanes) - shift;
       total += d;
       square = multiply_add(d, d, square);

@@ -169,49 +169,153 @@ inline void with_odd(const Lines<R>& lines, Size width, const Exact& exact, cons
   }
 }
 
+// Rows that are worked at once, so that what they have in common is read once for all of them. The next ones are asked
+// for meanwhile, since processors foresee one row after another and not several at a time.
+constexpr int kTogether = 4;
+
+template <class T>
+inline void foresee(const T* p) {
+  __builtin_prefetch(p, 0, 2);
+}
+template <class T>
+inline void foresee_store(const T* p) {
+  __builtin_prefetch(p, 1, 2);
+}
+
+// One of each row.
+template <class V, int kRows>
+struct Few {
+  V of[kRows];
+};
+
+// Calls f(row, count) for the first of each few of `runs` rows, count being a constant.
+template <class F>
+inline void each_few(Size runs, const F& f) {
+  Size r = 0;
+  for (; r + kTogether <= runs; r += kTogether) f(r, std::integral_constant<int, kTogether>{});
+  for (; r < runs; ++r) f(r, std::integral_constant<int, 1>{});
+}
+
+// Calls make(row, count)(i, lanes) and put(row, count)(i, made, lanes) for the vectors of rows that are stored to `to`,
+// several rows at a time unless their cache lines lie unevenly.
+template <class R, class T, class Make, class Put>
+inline void each_row_stored(const T* to, Size width, const Several& several, bool stream, const Make& make,
+                            const Put& put) {
+  constexpr Size L = kLanes<R>, line = 64 / sizeof(T);
+  bool even = several.dense % line == 0 && reinterpret_cast<std::uintptr_t>(to) % 64 == 0;
+  Size together = width < L || (stream && !even) ? 0 : several.runs / kTogether * kTogether;
+  std::integral_constant<int, kTogether> few;
+  for (Size r = 0; r < together; r += kTogether) each_whole<R>(width, stream, make(r, few), put(r, few));
+  std::integral_constant<int, 1> one;
+  for (Size r = together; r < several.runs; ++r) {
+    each_stored<R>(to + r * several.dense, width, stream, make(r, one), put(r, one));
+  }
+}
+
 template <class T, class To, class R, class Scale, class Finish>
-EVENORM_LOOP void standardize_row(const T* x, To* y, Size width, const Slab& slab, Lines<R> lines, Scale scale,
-                                  Finish finish, Storing how) {
+EVENORM_LOOP void standardize_rows(const T* x, To* y, Size width, Several several, Lines<R> lines, Scale scale,
+                                   Finish finish, Storing how) {
+  auto make = [&](Size first, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    return [=](Size i, auto lanes) {
+      Few<Vec<R>, kRows> rows;
+      for (int k = 0; k < kRows; ++k) {
+        Size r = first + k;
+        if (kRows > 1) foresee(x + (r + kRows) * several.x + i), foresee_store(y + (r + kRows) * several.dense + i);
+        Vec<R> d = lines.deviation(load<R>(x + r * several.x + i, lanes), i, lanes);
+        Vec<R> xhat = lines.xhat(d, i, lanes);
+        if constexpr (!std::is_same_v<R, T> && Scale::rounds) {
+          if (how.round_normalized) xhat = through<T, R>(xhat);
+        }
+        rows.of[k] = finish.at(r * several.dense)(scale.at(r).affine(xhat, i, lanes), i, lanes);
+      }
+      return rows;
+    };
+  };
+  auto put = [&](Size first, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    return [=](Size i, const Few<Vec<R>, kRows>& rows, auto lanes) {
+      for (int k = 0; k < kRows; ++k) store<To, R>(y + (first + k) * several.dense + i, rows.of[k], lanes);
+    };
+  };
+  each_row_stored<R>(y, width, several, how.stream, make, put);
+}
+
+// The same where columns may be odd, of which there is room for one row.
+template <class T, class To, class R, class Scale, class Finish>
+inline void standardize_row(const T* x, To* y, Size width, const Several& several, const Slab& slab,
+                            const Lines<R>& lines, const Scale& scale, const Finish& finish, Storing how) {
   auto exact = [&](Size k) {
-    return exact_apply<T, To>(x[k], slab.center(k), scale, finish, k, how.round_normalized);
+    return exact_apply<T, To>(x[k], slab.center(k), scale.at(0), finish, k, how.round_normalized);
   };
   with_odd(lines, width, exact, [&](Size k, To value) { y[k] = value; },
-           [&] { apply_line(x, y, width, RowLine<R, Scale>{lines, scale}, lines, scale, finish, how); });
+           [&] { standardize_rows(x, y, width, several, lines, scale, finish, how); });
+}
+
+// Whether several rows may be worked in one call: there is scratch memory for one.
+template <class T, class R>
+inline bool several_at_once(const Lines<R>& lines, const Epilogue<T>& epilogue) {
+  return lines.odds == 0 && !epilogue.curved();
 }
 
 template <class T, class R, class Scale>
-inline void apply_row(const T* x, T* y, Size width, const Slab& slab, const Lines<R>& lines, const Scale& scale,
-                      const Epilogue<T>& epilogue, bool stream) {
+inline void apply_rows(const T* x, T* y, Size width, const Several& several, const Slab& slab, const Lines<R>& lines,
+                       const Scale& scale, const Epilogue<T>& epilogue, bool stream) {
   finished(epilogue, y, width, stream, lines.guess, [&](auto* to, const auto& finish, Storing how) {
-    standardize_row(x, to, width, slab, lines, scale, finish, how);
+    standardize_row(x, to, width, several, slab, lines, scale, finish, how);
   });
 }
 
-// The way back for a row.
+// The way back for rows.
 template <class T, class R, class Scale, class Back>
 inline auto with_row_way(const T* x, Size width, const Slab& slab, const Lines<R>& lines, const Scale& scale,
                          const Epilogue<T>& epilogue, const Back& back) {
   auto loop = [&](auto* to, const auto& finish, Storing how) {
-    standardize_row(x, to, width, slab, lines, scale, finish, how);
+    standardize_row(x, to, width, Several{}, slab, lines, scale, finish, how);
   };
   return with_way(epilogue, width, lines.guess, loop, back);
 }
 
 template <class T, class R, class Scale, class Way>
-EVENORM_LOOP void pull_row(const T* dy, const T* x, T* dx, T* dz, Size width, Lines<R> lines,
-                           Scale scale, Way way, bool stream) {
-  RowLine<R, Scale> line{lines, scale};
-  each_stored<R>(dx, width, stream, [&](Size i, auto lanes) {
-    Vec<R> d = x ? line.deviation(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
-    Vec<R> dz = way(load<R>(dy + i, lanes), d, line, i, lanes), rest = load<R>(lines.push + i, lanes);
-    if (x) rest = multiply_add(d, load<R>(lines.pull + i, lanes), rest);
-    return GradVectors<R>{line.weighed(dz, rest, i, lanes), dz};
-  }, put_gradients<R>(dx, dz));
+EVENORM_LOOP void pull_rows(const T* dy, const T* x, T* dx, T* dz, Size width, Several several, Lines<R> lines,
+                            Scale scale, Way way, bool stream) {
+  auto make = [&](Size first, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    return [=](Size i, auto lanes) {
+      Few<GradVectors<R>, kRows> rows;
+      for (int k = 0; k < kRows; ++k) {
+        Size r = first + k;
+        if (kRows > 1) {
+          if (x) foresee(x + (r + kRows) * several.x + i);
+          foresee(dy + (r + kRows) * several.dy + i), foresee_store(dx + (r + kRows) * several.dense + i);
+        }
+        auto own = scale.at(r);
+        RowLine<R, decltype(own)> line{lines, own};
+        Vec<R> d = x ? line.deviation(load<R>(x + r * several.x + i, lanes), i, lanes) : Vec<R>{};
+        Vec<R> back = way.at(r * several.dense)(load<R>(dy + r * several.dy + i, lanes), d, line, i, lanes);
+        Vec<R> rest = load<R>(lines.push + i, lanes);
+        if (x) rest = multiply_add(d, load<R>(lines.pull + i, lanes), rest);
+        rows.of[k] = {line.weighed(back, rest, i, lanes), back};
+      }
+      return rows;
+    };
+  };
+  auto put = [&](Size first, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    return [=](Size i, const Few<GradVectors<R>, kRows>& rows, auto lanes) {
+      for (int k = 0; k < kRows; ++k) {
+        Size at = (first + k) * several.dense + i;
+        if (dz) store<T, R>(dz + at, rows.of[k].dz, lanes);
+        store<T, R>(dx + at, rows.of[k].dx, lanes);
+      }
+    };
+  };
+  each_row_stored<R>(dx, width, several, stream, make, put);
 }
 
 template <class T, class R, class Scale>
-inline void grad_input_row(const T* dy, const T* x, T* dx, Size width, const Slab& slab, const Lines<R>& lines,
-                           const Scale& scale, const Epilogue<T>& epilogue, bool stream) {
+inline void grad_input_rows(const T* dy, const T* x, T* dx, Size width, const Several& several, const Slab& slab,
+                            const Lines<R>& lines, const Scale& scale, const Epilogue<T>& epilogue, bool stream) {
   T* dz = epilogue.d_residual;
   bool both = stream && (!dz || alike(dx, dz));
   auto put = [&](Size k, const InputGradient<T>& d) {
@@ -220,10 +324,10 @@ inline void grad_input_row(const T* dy, const T* x, T* dx, Size width, const Sla
   };
   with_row_way(x, width, slab, lines, scale, epilogue, [&](const auto& way) {
     auto exact = [&](Size k) {
-      return exact_grad_input(dy, x, slab.center(k), slab.pull(k), scale, epilogue, k);
+      return exact_grad_input(dy, x, slab.center(k), slab.pull(k), scale.at(0), epilogue, k);
     };
     with_odd(lines, width, exact, put, [&] {
-      pull_row(dy, x, dx, dz, width, lines, way.scale(scale), way, both);
+      pull_rows(dy, x, dx, dz, width, several, lines, way.scale(scale), way, both);
     });
   });
 }

@@ -23,11 +23,12 @@ template <class T, class R, class Scale, class Way>
 EVENORM_LOOP void add_rows(const T* dy, const T* x, Size width, Several several, Lines<R> lines, Scale scale,
                            Way way) {
   RowLine<R, Scale> line{lines, scale};
-  auto rows = [&](Size first, auto count) {
+  each_few(several.runs, [&](Size first, auto count) {
     each_vector<R>(width, [&](Size i, auto lanes) {
       Vec<R> sum1 = read<Vec<R>>(lines.chain1 + i), sum2 = read<Vec<R>>(lines.chain2 + i);
       for (Size k = 0; k < count.value; ++k) {
         Size r = first + k;
+        if (count.value > 1) foresee(x + (r + kTogether) * several.x + i), foresee(dy + (r + kTogether) * several.dy + i);
         Vec<R> d = keep<R>(line.deviation(load<R>(x + r * several.x + i, lanes), i, lanes), lanes);
         Vec<R> dz = way.at(r * several.dense)(load<R>(dy + r * several.dy + i, lanes), d, line, i, lanes);
         sum1 += dz;
@@ -36,10 +37,7 @@ EVENORM_LOOP void add_rows(const T* dy, const T* x, Size width, Several several,
       write(lines.chain1 + i, sum1);
       write(lines.chain2 + i, sum2);
     });
-  };
-  Size r = 0;
-  for (; r + 4 <= several.runs; r += 4) rows(r, std::integral_constant<int, 4>{});
-  for (; r < several.runs; ++r) rows(r, std::integral_constant<int, 1>{});
+  });
 }
 
 // A row's own sums of dz and dz*xhat, on the way to those of its columns.
@@ -58,47 +56,33 @@ struct WeightedRow {
   GradSums value() const { return {plain.value(), normalized.value()}; }
 };
 
-// Adds w*dz and w*dz*d of rows that have a weight each, two at a time, where dz is dy; `sums` are the rows' of dz
-// and dz*xhat, which may be infinite.
+// Adds w*dz and w*dz*d of rows that have a weight each, where dz is dy; `sums` are the rows' of dz and dz*xhat, which
+// may be infinite.
 template <class T, class R>
 EVENORM_LOOP void add_weighted_rows(const T* dy, const T* x, Size width, Several several, Lines<R> lines, const R* w,
                                     GradSums* sums) {
-  auto blocks = [&](auto&& vector, auto&& flush) {
-    constexpr Size block = Size{kLanes<R>} * kLinks;
+  constexpr Size block = Size{kLanes<R>} * kLinks;
+  each_few(several.runs, [&](Size first, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    WeightedRow<R> rows[kRows];
     for (Size start = 0; start < width; start += block) {
-      each_vector<R>(width - start < block ? width - start : block, [&](Size k, auto lanes) {
-        Size i = start + k;
+      each_vector<R>(width - start < block ? width - start : block, [&](Size from, auto lanes) {
+        Size i = start + from;
         Vec<R> sum1 = read<Vec<R>>(lines.chain1 + i), sum2 = read<Vec<R>>(lines.chain2 + i);
-        vector(i, lanes, sum1, sum2);
+        for (int k = 0; k < kRows; ++k) {
+          Size at_x = (first + k) * several.x + i, at_dy = (first + k) * several.dy + i;
+          if (kRows > 1) foresee(x + at_x + kRows * several.x), foresee(dy + at_dy + kRows * several.dy);
+          Vec<R> d = keep<R>(lines.deviation(load<R>(x + at_x, lanes), i, lanes), lanes);
+          Vec<R> dz = keep<R>(load<R>(dy + at_dy, lanes), lanes);
+          rows[k].add(dz, d, lines.xhat(d, i, lanes), w[first + k], sum1, sum2);
+        }
         write(lines.chain1 + i, sum1);
         write(lines.chain2 + i, sum2);
       });
-      flush();
+      for (WeightedRow<R>& row : rows) row.flush();
     }
-  };
-  auto add = [&](WeightedRow<R>& row, Size r, Size i, auto lanes, Vec<R>& sum1, Vec<R>& sum2) {
-    Vec<R> d = keep<R>(lines.deviation(load<R>(x + r * several.x + i, lanes), i, lanes), lanes);
-    Vec<R> dz = keep<R>(load<R>(dy + r * several.dy + i, lanes), lanes);
-    row.add(dz, d, lines.xhat(d, i, lanes), w[r], sum1, sum2);
-  };
-  Size r = 0;
-  for (; r + 2 <= several.runs; r += 2) {
-    WeightedRow<R> one, other;
-    blocks(
-        [&](Size i, auto lanes, Vec<R>& sum1, Vec<R>& sum2) {
-          add(one, r, i, lanes, sum1, sum2);
-          add(other, r + 1, i, lanes, sum1, sum2);
-        },
-        [&] { one.flush(), other.flush(); });
-    sums[r] = one.value();
-    sums[r + 1] = other.value();
-  }
-  if (r < several.runs) {
-    WeightedRow<R> one;
-    blocks([&](Size i, auto lanes, Vec<R>& sum1, Vec<R>& sum2) { add(one, r, i, lanes, sum1, sum2); },
-           [&] { one.flush(); });
-    sums[r] = one.value();
-  }
+    for (int k = 0; k < kRows; ++k) sums[first + k] = rows[k].value();
+  });
 }
 
 // Adds w*dz and w*dz*d; returns the row's sums of dz and dz*xhat, which may be infinite.

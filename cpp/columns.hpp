@@ -305,10 +305,10 @@ class Columns {
       });
     }
     work.lines.prepare(work.slab, p.width, folded(p, piece));
-    each_scaled_row(p, piece, range, [&](Size r, Size width, const auto& scale) {
+    each_scaled_rows(p, piece, range, work, [&](Size r, Size rows, Size width, const auto& scale) {
       shown(p, r, width, [&](Size flat) {
-        apply_row(x_ + offset(plan_.x, p, r), out_ + flat, width, work.slab, work.lines, scale, epilogue_.at(flat),
-                  call_.stream);
+        apply_rows(x_ + offset(plan_.x, p, r), out_ + flat, width, several(rows), work.slab, work.lines, scale,
+                   epilogue_.at(flat), call_.stream);
       });
     });
   }
@@ -332,10 +332,10 @@ class Columns {
                         run_parameters_.uniforms(flat), epilogue_.at(flat), call_.stream);
       });
     }
-    each_scaled_row(p, piece, range, [&](Size r, Size width, const auto& scale) {
+    each_scaled_rows(p, piece, range, work, [&](Size r, Size rows, Size width, const auto& scale) {
       shown(p, r, width, [&](Size flat) {
-        grad_input_row(dy_ + offset(plan_.dy, p, r), x ? x + offset(plan_.x, p, r) : nullptr,
-                       out_ + flat, width, work.slab, work.lines, scale, epilogue_.at(flat), call_.stream);
+        grad_input_rows(dy_ + offset(plan_.dy, p, r), x ? x + offset(plan_.x, p, r) : nullptr, out_ + flat, width,
+                        several(rows), work.slab, work.lines, scale, epilogue_.at(flat), call_.stream);
       });
     });
   }
@@ -360,13 +360,30 @@ class Columns {
     with_scale(parameters_, index(p, rows(piece).first), f);
   }
 
-  // Calls f(row, width, scale) for rows of a piece.
+  // Rows of a piece, as they lie.
+  Several several(Size rows) const {
+    return {rows, cut_.fold * plan_.x.outer, cut_.fold * plan_.dy.outer, cut_.fold * plan_.dense.outer, 0};
+  }
+
+  // Calls f(row, rows, width, scale) for rows of a piece, several at once where no mask tells them apart.
   template <class F>
-  void each_scaled_row(const Place& p, Size piece, const Range& range, F&& f) const {
-    if (plan_.by_row) return each_row(p, range, [&](Size r, Size width) { f(r, width, uniform(p, r)); });
-    with_piece_scale(p, piece, [&](const auto& scale) {
-      each_row(p, range, [&](Size r, Size width) { f(r, width, scale); });
-    });
+  void each_scaled_rows(const Place& p, Size piece, const Range& range, const Work& work, F&& f) const {
+    Size most = mask_ || !several_at_once(work.lines, epilogue_) ? 1 : kLinks;
+    for (Size r = range.first; r < range.stop; r += most) {
+      scaled_rows(p, piece, r, r + most < range.stop ? most : range.stop - r, p.width, f);
+    }
+    if (tail_ && range.stop == cut_.rows) scaled_rows(p, piece, cut_.rows, 1, tail_ * row_, f);
+  }
+
+  template <class F>
+  void scaled_rows(const Place& p, Size piece, Size row, Size rows, Size width, F&& f) const {
+    if (!plan_.by_row) return with_piece_scale(p, piece, [&](const auto& scale) { f(row, rows, width, scale); });
+    R w[kLinks], b[kLinks];
+    for (Size r = 0; r < rows; ++r) {
+      Uniform<R> own = uniform(p, row + r);
+      w[r] = own.w, b[r] = own.b;
+    }
+    f(row, rows, width, Uniforms<R>{w, b, 1});
   }
 
   const Call& call_;

@@ -8,6 +8,8 @@ namespace evenorm::EVENORM_ISA {
 // One weight and bias for the whole run.
 template <class R>
 struct Uniform {
+  // Whether xhat may be rounded before it is scaled.
+  static constexpr bool rounds = true;
   R w, b;
 
   Uniform weights() const { return {w, 0}; }
@@ -33,6 +35,7 @@ struct Uniform {
 // One weight and bias for each run, `step` apart; where there is none, 1 and 0.
 template <class R>
 struct Uniforms {
+  static constexpr bool rounds = true;
   const R* w;
   const R* b;
   Size step;
@@ -45,6 +48,7 @@ struct Uniforms {
 // One weight, and bias where there is one, for each element of the run.
 template <class R, bool kBias>
 struct Elementwise {
+  static constexpr bool rounds = true;
   const R* w;
   const R* b;
 
@@ -76,10 +80,12 @@ struct Elementwise {
 // The same where the vectors that are worked with hold it already; weights and biases may be absent.
 template <class R>
 struct Folded {
+  static constexpr bool rounds = false;
   const R* w;
   const R* b;
 
   Folded weights() const { return *this; }
+  Folded at(Size) const { return *this; }
 
   template <class Lanes>
   Vec<R> scaled(Vec<R> v, Size, Lanes) const {

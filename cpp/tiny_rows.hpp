@@ -170,20 +170,28 @@ class TinyRows {
     return {parameters_.weight(i), parameters_.bias(i)};
   }
 
+  // Calls f(i, several, scale) for the elements of a tile's rows, all of them at once or one by one.
+  template <class F>
+  void each_element(const Tile& t, const F& f) const {
+    Uniforms<R> scale{parameters_.weight(), parameters_.bias(), 1};
+    Size most = several_at_once(t.lines, epilogue_) ? plan_.inner : 1;
+    for (Size i = 0; i < plan_.inner; i += most) f(i, Several{most, kRows, kRows, kRows, 0}, scale.from(i));
+  }
+
   void apply(Tile& t) const {
     t.lines.prepare(t.slab, t.count, {});
-    for (Size i = 0; i < plan_.inner; ++i) {
-      apply_row(t.x + i * kRows, t.out + i * kRows, t.count, t.slab, t.lines, scale(i), epilogue(t, i), false);
-    }
+    each_element(t, [&](Size i, const Several& several, const Uniforms<R>& scale) {
+      apply_rows(t.x + i * kRows, t.out + i * kRows, t.count, several, t.slab, t.lines, scale, epilogue(t, i), false);
+    });
     turn_back(t, t.out, out_);
   }
 
   void grad_input(Tile& t) const {
     t.lines.prepare_back(t.slab, t.count, {});
-    for (Size i = 0; i < plan_.inner; ++i) {
-      grad_input_row(t.dy + i * kRows, x_ ? t.x + i * kRows : nullptr, t.out + i * kRows, t.count,
-                     t.slab, t.lines, scale(i), epilogue(t, i), false);
-    }
+    each_element(t, [&](Size i, const Several& several, const Uniforms<R>& scale) {
+      grad_input_rows(t.dy + i * kRows, x_ ? t.x + i * kRows : nullptr, t.out + i * kRows, t.count, several, t.slab,
+                      t.lines, scale, epilogue(t, i), false);
+    });
     turn_back(t, t.out, out_);
     if (epilogue_.d_residual) turn_back(t, t.d_residual, epilogue_.d_residual);
   }

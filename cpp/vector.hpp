@@ -196,9 +196,23 @@ inline void each_vector(Size n, F&& f) {
   if (i < n) f(i, Part{int(n - i)});
 }
 
+// Calls put(i, make(i, lanes), lanes) for the vectors of [0, n), of which there is one at least, past the caches if so
+// wished. The last one overlaps the one before, since stores of a part are slow; it is made before that one is stored,
+// which may overwrite its operands.
+template <class R, class Make, class Put>
+inline void each_whole(Size n, bool stream, const Make& make, const Put& put) {
+  constexpr Size L = kLanes<R>;
+  auto last = make(n - L, Full{});
+  if (stream) {
+    for (Size i = 0; i + L < n; i += L) put(i, make(i, Streamed{}), Streamed{});
+  } else {
+    for (Size i = 0; i + L < n; i += L) put(i, make(i, Full{}), Full{});
+  }
+  put(n - L, last, Full{});
+}
+
 // Calls put(i, make(i, lanes), lanes) for what is stored to [to, to + n), whose whole cache lines are streamed
-// if so wished. The last vector overlaps the one before, since stores of a part are slow; it is made before that
-// one is stored, which may overwrite its operands.
+// if so wished.
 template <class R, class T, class Make, class Put>
 inline void each_stored(const T* to, Size n, bool stream, const Make& make, const Put& put) {
   constexpr Size L = kLanes<R>, line = 64 / sizeof(T);
@@ -221,9 +235,7 @@ inline void each_stored(const T* to, Size n, bool stream, const Make& make, cons
     for (Size i = head; i < tail; i += L) put(i, make(i, Streamed{}), Streamed{});
     return parts(tail, n);
   }
-  auto last = make(n - L, Full{});
-  for (Size i = 0; i + L < n; i += L) put(i, make(i, Full{}), Full{});
-  put(n - L, last, Full{});
+  each_whole<R>(n, false, make, put);
 }
 
 }  // namespace evenorm::EVENORM_ISA
