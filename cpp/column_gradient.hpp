@@ -55,7 +55,8 @@ class ColumnGradient : public Columns<T> {
 
  private:
   void sums(const Place& p, Size piece, Work& work) {
-    auto& [slab, lines] = work;
+    Slab& slab = work.slab;
+    Lines<R>& lines = work.lines;
     Range range = this->rows(piece);
     double* plain = slab.partial + 2 * piece * slab.room;
     clear(plain, 2 * slab.room);
@@ -75,10 +76,11 @@ class ColumnGradient : public Columns<T> {
     bool scaled = epilogue_.bent() || plan_.by_row;
     if (in_passing_ && !by_run_) {
       this->prepare_back(p, piece, work);
-    } else if (scaled) {
-      work.lines.prepare(work.slab, p.width, this->folded(p, piece));
     } else {
-      work.lines.prepare_deviations(work.slab, p.width);
+      this->prepared(p, piece, work, [&](Lines<R>& lines) {
+        scaled ? lines.prepare(work.slab, p.width, this->folded(p, piece))
+               : lines.prepare_deviations(work.slab, p.width);
+      });
     }
   }
 

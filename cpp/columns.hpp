@@ -54,10 +54,16 @@ class Columns {
  protected:
   using R = Real<T>;
 
-  // What a step is given: the slab, and the thread's own lines.
+  // A thread's own lines, and for which part of which slab this step has prepared them.
+  struct Own {
+    Lines<R> lines;
+    Size prepared = -1;
+  };
+  // What a step is given.
   struct Work {
     Slab slab;
-    Lines<R> lines;
+    Own& own;
+    Lines<R>& lines = own.lines;
   };
 
   // A slab: columns [first, first + width) of the folded rows of one batch index.
@@ -208,11 +214,12 @@ class Columns {
     Size slabs = plan_.batch * cut_.blocks, pieces = cut_.pieces;
     bool whole = threads == 1 || slabs >= kSlabsPerThread * threads;
     Size partials = is_null<First> ? 0 : pieces;
-    Size shared = Slab::doubles(cut_.block, partials), own = Lines<R>::doubles(cut_.block);
-    Buffer<double> slab_memory((whole ? threads : slabs) * shared), thread_memory(threads * own);
+    Size shared = Slab::doubles(cut_.block, partials), lines = Lines<R>::doubles(cut_.block);
+    Buffer<double> slab_memory((whole ? threads : slabs) * shared), thread_memory(threads * lines);
+    Buffer<Own> owns(threads);
+    for (int t = 0; t < threads; ++t) new (&owns[t]) Own{Lines<R>(thread_memory.get() + t * lines, cut_.block)};
     auto work_at = [&](Size index, int thread) {
-      return Work{Slab(slab_memory.get() + index * shared, cut_.block, partials),
-                  Lines<R>(thread_memory.get() + thread * own, cut_.block)};
+      return Work{Slab(slab_memory.get() + index * shared, cut_.block, partials), owns[thread]};
     };
     if (whole) {
       Size together = kTask * slabs / plan_.numel + 1;
@@ -221,9 +228,11 @@ class Columns {
         Work work = work_at(thread, thread);
         for (Size number = task * together; number < stop; ++number) {
           Place p = place(number);
+          work.own.prepared = -1;
           call(prepare, p, work);
           for (Size piece = 0; piece < pieces; ++piece) call(first, p, piece, work);
           call(done, p, work);
+          work.own.prepared = -1;
           // Backwards: what was read last is still in the cache.
           for (Size piece = pieces; piece-- > 0;) call(second, p, piece, work);
         }
@@ -240,6 +249,7 @@ class Columns {
     };
     auto each_piece = [&](const auto& step) {
       if constexpr (is_null<std::decay_t<decltype(step)>>) return;
+      for (int t = 0; t < threads; ++t) owns[t].prepared = -1;
       parallel(threads, slabs * pieces, [&](Size task, int thread) {
         Work work = work_at(task / pieces, thread);
         call(step, place(task / pieces), task % pieces, work);
@@ -249,6 +259,15 @@ class Columns {
     each_piece(first);
     each_slab(done);
     each_piece(second);
+  }
+
+  // Calls prepare(lines) where they are not yet those of the piece's part.
+  template <class Prepare>
+  void prepared(const Place& p, Size piece, const Work& work, const Prepare& prepare) const {
+    Size wanted = p.number * cut_.pieces + piece / cut_.pieces_per_part;
+    if (work.own.prepared == wanted) return;
+    prepare(work.lines);
+    work.own.prepared = wanted;
   }
 
   template <class Step, class... Arguments>
@@ -304,7 +323,7 @@ class Columns {
                    run_parameters_.uniforms(flat), epilogue_.at(flat), call_.stream);
       });
     }
-    work.lines.prepare(work.slab, p.width, folded(p, piece));
+    prepared(p, piece, work, [&](Lines<R>& lines) { lines.prepare(work.slab, p.width, folded(p, piece)); });
     each_scaled_rows(p, piece, range, work, [&](Size r, Size rows, Size width, const auto& scale) {
       shown(p, r, width, [&](Size flat) {
         apply_rows(x_ + offset(plan_.x, p, r), out_ + flat, width, several(rows), work.slab, work.lines, scale,
@@ -319,7 +338,7 @@ class Columns {
   }
 
   void prepare_back(const Place& p, Size piece, Work& work) const {
-    work.lines.prepare_back(work.slab, p.width, folded(p, piece));
+    prepared(p, piece, work, [&](Lines<R>& lines) { lines.prepare_back(work.slab, p.width, folded(p, piece)); });
   }
 
   // Of some rows of a piece for which lines were prepared; `x` is null where nothing depends on it.

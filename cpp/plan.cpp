@@ -16,7 +16,7 @@ constexpr Size kOrderedRun = 16;       // shorter runs are not worth a start of 
 constexpr Size kFewRows = 8;
 constexpr Size kTinyRow = 32;
 constexpr Size kRaggedRun = 4;         // shorter runs that a mask cuts are taken one element at a time
-constexpr Size kNarrow = 256, kWide = 2048;  // columns
+constexpr Size kNarrow = 256, kWide = 1024;  // columns
 constexpr Size kTileRows = 32;
 
 Size ceil_div(Size a, Size b) { return (a + b - 1) / b; }
