@@ -97,12 +97,13 @@ struct Normal {
 template <class R>
 struct Clamp {
   R floor, ceiling;
+  R last;  // the largest z that has a slope: infinity has one where there is no ceiling
 
   Vec<R> value(Vec<R> z) const {
     z = z < floor ? splat<R>(floor) : z;
     return z > ceiling ? splat<R>(ceiling) : z;
   }
-  Bits<R> inside(Vec<R> z) const { return (z > floor) & (z < ceiling); }
+  Bits<R> inside(Vec<R> z) const { return (z > floor) & (z <= last); }
   Vec<R> slope(Vec<R> z) const { return inside(z) ? splat<R>(1) : Vec<R>{}; }
 };
 
@@ -125,7 +126,7 @@ struct Silu {
 
 template <class R>
 struct Hardswish {
-  Vec<R> value(Vec<R> z) const { return z * Clamp<R>{0, 6}.value(z + 3) / 6; }
+  Vec<R> value(Vec<R> z) const { return z * Clamp<R>{0, 6, 6}.value(z + 3) / 6; }
   Vec<R> slope(Vec<R> z) const {
     Vec<R> ramp = z / 3 + R(0.5);
     ramp = z <= -3 ? Vec<R>{} : ramp;
@@ -139,7 +140,7 @@ struct Gelu {
   Vec<R> slope(Vec<R> z) const {
     Normal<R> normal(z);
     // Far out the density is 0, however far.
-    return multiply_add(Clamp<R>{-40, 40}.value(z), normal.density, normal.share);
+    return multiply_add(Clamp<R>{-40, 40, 40}.value(z), normal.density, normal.share);
   }
 };
 
@@ -152,7 +153,7 @@ struct GeluTanh {
     return z * Logistic<R>(multiply_add(z * z * cubic, z, z) * scale).share;
   }
   Vec<R> slope(Vec<R> z) const {
-    z = Clamp<R>{-40, 40}.value(z);
+    z = Clamp<R>{-40, 40, 40}.value(z);
     Vec<R> square = z * z * cubic;
     Logistic<R> s(multiply_add(square, z, z) * scale);
     return multiply_add(z * s.share * s.rest, (3 * square + 1) * scale, s.share);
@@ -167,7 +168,9 @@ inline bool clamps(Activation a) {
 template <class R>
 inline Clamp<R> clamp_of(Activation a) {
   constexpr R infinity = std::numeric_limits<R>::infinity();
-  return {a == Activation::identity ? -infinity : 0, a == Activation::relu6 ? 6 : infinity};
+  R floor = a == Activation::identity ? -infinity : 0;
+  if (a == Activation::relu6) return {floor, 6, std::nextafter(R(6), R(0))};
+  return {floor, infinity, infinity};
 }
 
 // Calls f with the curve.

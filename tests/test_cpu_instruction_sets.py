@@ -193,6 +193,19 @@ def test_activations_are_exact_to_two_units(isa: str, activation: str, dtype: to
     torch.testing.assert_close(curve(activation, odd, False), epilogue.apply(odd.double()).to(dtype), equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu"])
+def test_gates_open_and_close_where_torch_s_do(isa: str, activation: str, dtype: torch.dtype) -> None:
+    """At the edges, and at infinity, which a residual brings."""
+    under = 6.0 - 4 * torch.finfo(dtype).eps
+    residual = torch.tensor([torch.inf, -torch.inf, 6.0, under, 0.0], dtype=dtype)
+    pattern, x, dy = Pattern.parse("n [d]"), torch.zeros_like(residual)[None], torch.ones_like(residual)[None]
+    mean, rstd = torch.zeros(1, 1).double(), torch.ones(1, 1).double()
+    finish = Finish(Affine(), Epilogue(activation, 0.2), residual=residual[None])
+    dx, _ = cpu.grad_input(dy, x, pattern, mean, rstd, finish, None, None)
+    assert torch.equal(dx[0], finish.epilogue.derivative(residual))
+
+
 def test_activations_and_instruction_sets_by_name() -> None:
     assert set(_cpu.ACTIVATIONS) == set(ACTIVATIONS)
     with pytest.raises(ValueError, match=r"set_isa: 'mmx' is not one of isas"):
