@@ -9,6 +9,8 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt $(PIP_ARGS)
 READY := .venv/ready
 # What the benchmark compares with: 110 MB more to download.
 PEERS := .venv/peers
+# The trainers that two examples use: some 45 MB more to download.
+TRAINERS := .venv/trainers
 # What builds the site, and what builds and checks a wheel.
 WRITERS := .venv/writers
 WHEELWRIGHTS := .venv/wheelwrights
@@ -28,13 +30,17 @@ GPU_TESTS := $(wildcard tests/test_triton*.py)
 FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*[0-9].json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench readme-figures docs screenshots wheel wheel-test clinic test test-all sanitize check clean
+.PHONY: help demo examples bench readme-figures docs screenshots wheel wheel-test clinic test test-all sanitize check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train one network with every normalizer and write report.html
 	$(BIN)/evenorm compare
+
+examples: $(TRAINERS) ## every example in a small form, with transformers, accelerate and Lightning
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "" tests/test_examples.py tests/test_doctor_callbacks.py examples/test_model.py \
+		tests/test_synced.py::test_the_example_under_torchrun
 
 bench: $(PEERS) ## time every layer, step and fusion against torch, torch.compile and JAX
 	$(BIN)/evenorm bench --json benchmarks/$(shell date +%F).json --html bench.html
@@ -101,6 +107,10 @@ $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 	$(PYTHON) -m venv .venv
 	$(INSTALL) scikit-build-core nanobind cmake ninja
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(TRAINERS): $(READY)
+	$(INSTALL) --no-build-isolation --editable '.[dev,examples]'
 	@touch $@
 
 $(WRITERS): $(READY)
