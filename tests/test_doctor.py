@@ -1,6 +1,7 @@
 """The examination itself: it changes nothing, and answers whatever it is given."""
 
 import copy
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import evenorm
 from doctor_busy import Busy
 from evenorm.cli import app
+from evenorm.doctor import loading
 from evenorm.doctor.examine import admit
 from evenorm.doctor.formats import github, html, sarif
 from evenorm.doctor.plugin import assert_healthy
@@ -112,6 +114,48 @@ def test_the_command_fixes(project: Path) -> None:
     pytest.importorskip("safetensors", reason="weights are written with safetensors")
     assert call("examined_project:build", "--fix", "healed.safetensors").exit_code == 1
     assert (project / "healed.safetensors").stat().st_size > 0
+
+
+TRAINED = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+def trained():
+    model = build()
+    with torch.no_grad():
+        for _ in range(60):
+            model(torch.randn(32, 4))
+    return model
+
+batches = [5 * torch.randn(32, 4) for _ in range(6)]
+"""
+
+
+@pytest.mark.parametrize("mode", [(), ("--eval", "--intent", "infer")], ids=["training", "evaluation"])
+@pytest.mark.parametrize("maker", ["trained", "build"])
+def test_the_command_examines_what_was_trained(project: Path, maker: str, mode: tuple[str, ...]) -> None:
+    """In either mode, and whether the factory or the checkpoint has the weights."""
+    (project / "examined_training.py").write_text(TRAINED)
+    module = importlib.import_module("examined_training")
+    held: dict[str, Any] = module.trained().state_dict()
+    held["other.weight"] = torch.zeros(2)
+    torch.save(held, project / "weights.pt")
+    checkpoint = ("--state-dict", "weights.pt") if maker == "build" else ()
+    given = (f"examined_training:{maker}", "--loader", "examined_training:batches", *checkpoint, *mode)
+    found = json.loads(call(*given, "--format", "json").stdout)
+    assert "EN110" in {finding["code"] for finding in found["findings"]}
+    assert "EN101" not in {finding["code"] for finding in found["findings"]}
+    note = "1 tensor of the checkpoint fit nothing, other.weight first"
+    assert (note in found["notes"]) == (maker == "build")
+    if checkpoint:
+        # What is written is the checkpoint's; its variances stay, since the data may be what is wrong.
+        call(*given, "--fix", "healed.safetensors")
+        healed = loading.state_dict(project / "healed.safetensors")
+        for name in ("0.weight", "1.running_var", "2.weight"):
+            assert torch.equal(healed[name], held[name])
 
 
 def test_the_command_lists_explains_shows_and_advises(project: Path) -> None:

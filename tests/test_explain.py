@@ -318,6 +318,7 @@ def test_a_wrong_pattern_gets_a_caret(pattern: str, caret: str | None) -> None:
     ("arguments", "said"),
     [
         (("BatchNorm", "--shape", "8,4"), "choose among BatchNorm"),
+        *((("BatchNorm", "--shape", "8,4"), name) for name in ("GroupNorm", "SyncBatchNorm", "RMSNorm2d")),
         (("Norm", "--shape", "8,4"), "there is no layer 'Norm'"),
         (("BatchNorm2d", "--shape", "8"), "expected (N, C, H, W)"),
         (("BatchNorm2d", "--shape", "8,x"), "--shape: expected whole numbers"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from evenorm.cli import app
 from evenorm.surgery import Proof
 from evenorm.surgery.proof import Inputs
 from evenorm.surgery.report import Row
+from evenorm.surgery.timing import Times
 from evenorm.surgery.writing import write
 from graphs import randomize
 
@@ -162,10 +165,22 @@ def test_accelerated(here: Path) -> None:
     assert "1 replaced, 1 activations fused" in output
     assert "inference:" in output
     assert "training:" in output
-    assert json.loads(run("accelerate", *SHAPE, "--seconds", "0", "--json"))["seconds"].keys() == {
-        "inference",
-        "training",
-    }
+    assert re.search(r"training: .* ms → .* ms, [\d.]+× \[[\d.]+, [\d.]+\]", output)
+    seconds = json.loads(run("accelerate", *SHAPE, "--seconds", "0", "--json"))["seconds"]
+    assert seconds.keys() == {"inference", "training"}
+    for found in seconds.values():
+        low, high = found["interval"]
+        assert 0 < low <= found["ratio"] <= high
+
+
+@pytest.mark.parametrize(("rounds", "outside"), [(6, 0), (8, 0), (9, 1), (20, 5), (100, 39), (5000, 2430)])
+def test_the_interval_of_a_median(rounds: int, outside: int) -> None:
+    """By the table of the sign test: so many rounds lie beyond each end."""
+    random.seed(0)
+    slower = random.sample(range(1, rounds + 1), rounds)
+    found = Times.of([float(seconds) for seconds in slower], [1.0] * rounds)
+    assert found.interval == (outside + 1, rounds - outside)
+    assert found.ratio == found.before == (rounds + 1) / 2
 
 
 @pytest.mark.parametrize(

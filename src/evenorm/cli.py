@@ -353,11 +353,12 @@ def examine(
     ] = [],  # noqa: B006
     loader: Annotated[str | None, typer.Option(metavar="MODULE:NAME", help="The training's data loader.")] = None,
     optimizer: Annotated[str | None, typer.Option(metavar="MODULE:NAME", help="Makes the model's optimizer.")] = None,
-    state_dict: Annotated[Path | None, typer.Option(metavar="FILE", help="A checkpoint.")] = None,
+    state_dict: StateDict = None,
     reference: Annotated[str | None, typer.Option(metavar="MODULE:FACTORY", help="What it was made from.")] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE|MODULE:NAME", help="Its configuration.")] = None,
     intent: Annotated[str | None, typer.Option(help="train, finetune, infer or export.", show_default="train")] = None,
     causal: Annotated[bool, typer.Option("--causal", help="Outputs must not depend on later inputs.")] = False,
+    evaluation: Annotated[bool, typer.Option("--eval", help="In evaluation, as after model.eval().")] = False,
     batch_size: Annotated[int | None, typer.Option(help="Of the training, per process.")] = None,
     select: Annotated[list[str], typer.Option(metavar="EN1", help="Only these rules. Repeatable.")] = [],  # noqa: B006
     ignore: Annotated[list[str], typer.Option(metavar="EN4", help="Not these rules. Repeatable.")] = [],  # noqa: B006
@@ -385,7 +386,7 @@ def examine(
     if not target:
         raise typer.BadParameter("name a model, for example mypackage.models:build")
     given = command.Arguments(
-        *(target, input, loader, optimizer, state_dict, reference, config, intent, causal, batch_size),
-        *(select, ignore, format, fix, table, advise),
+        *(target, input, loader, optimizer, state_dict, reference, config, intent, causal),
+        *(evaluation, batch_size, select, ignore, format, fix, table, advise),
     )
     raise typer.Exit(command.run(given))

@@ -33,6 +33,13 @@ class Checkpoint:
         known = set(model.state_dict(keep_vars=True))
         return Checkpoint(tensors, tuple(name for name in tensors if name not in known))
 
+    def load(self, model: nn.Module) -> list[str]:
+        """Put what fits into the model it is for; returns the names of what did not fit."""
+        own = model.state_dict()
+        fitting = {name for name, value in self.tensors.items() if name in own and own[name].shape == value.shape}
+        model.load_state_dict({name: self.tensors[name] for name in fitting}, strict=False)
+        return [name for name in self.tensors if name not in fitting]
+
     def knows(self, site: Site) -> bool:
         """Whether the checkpoint has something of the module or of the part that holds it."""
         around = site.path.rpartition(".")[0]

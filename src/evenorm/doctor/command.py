@@ -14,9 +14,12 @@ from rich.text import Text
 
 from evenorm.doctor import loading
 from evenorm.doctor.advice import advise
+from evenorm.doctor.checkpoint import Checkpoint
 from evenorm.doctor.examination import Examination
 from evenorm.doctor.examine import admit, judge
+from evenorm.doctor.finding import counted
 from evenorm.doctor.formats import github, html, json, sarif, text
+from evenorm.doctor.modes import evaluate
 from evenorm.doctor.rule import HEADINGS, rules, selected
 from evenorm.doctor.settings import Settings
 from evenorm.doctor.subject import Subject
@@ -41,6 +44,7 @@ class Arguments:
     config: str | None
     intent: str | None
     causal: bool
+    evaluation: bool
     batch_size: int | None
     select: Sequence[str]
     ignore: Sequence[str]
@@ -57,7 +61,13 @@ def run(arguments: Arguments) -> int:
             raise ValueError(f"--format: expected text, {', '.join(DOCUMENTS)}; got {arguments.format!r}")
         model = loading.model(arguments.target)
         settings = Settings.near(Path.cwd())
-        subject = admit(model, **_given(arguments, settings, model))
+        state_dict = arguments.state_dict and loading.state_dict(arguments.state_dict)
+        left = Checkpoint.of(model, state_dict).load(model) if state_dict else []
+        if arguments.evaluation:
+            evaluate(model)
+        subject = admit(model, state_dict=state_dict, **_given(arguments, settings, model))
+        if left:
+            subject.notes.append(f"{counted(len(left), 'tensor')} of the checkpoint fit nothing, {left[0]} first")
         if arguments.table or arguments.advise:
             return _shown(subject, arguments)
         asked = selected(arguments.select or settings.select, (*settings.ignore, *arguments.ignore))
@@ -87,14 +97,13 @@ def _shown(subject: Subject, arguments: Arguments) -> int:
 
 
 def _given(arguments: Arguments, settings: Settings, model: Any) -> dict[str, Any]:
-    """The arguments of ``admit``."""
+    """The arguments of ``admit``, but for the checkpoint."""
     optimizer = arguments.optimizer and loading.named("--optimizer", arguments.optimizer)(model)
     loader = arguments.loader and loading.named("--loader", arguments.loader)
     return {
         "batch": loading.inputs(arguments.inputs),
         "loader": loader() if callable(loader) else loader or None,
         "optimizer": optimizer or None,
-        "state_dict": arguments.state_dict and loading.state_dict(arguments.state_dict),
         "reference": arguments.reference and loading.model(arguments.reference),
         "config": arguments.config and loading.config(arguments.config),
         "intent": arguments.intent or settings.intent,

@@ -30,9 +30,10 @@ def layer_named(name: str, shape: Sequence[int], *, groups: int = 32, virtual_ba
     # Norm is its pattern, and Layer is nothing but its heirs.
     names = [known for known in layers.__all__ if known not in ("Layer", "Norm")]
     if name not in names:
-        near = get_close_matches(name, names, n=3, cutoff=0.5)
+        # All of them, the nearest first.
+        near = get_close_matches(name, names, n=len(names), cutoff=0.0)
         raise ValueError(
-            f"there is no layer {name!r}; choose among {', '.join(near or names)}, or write a pattern, '[n] c [...]'"
+            f"there is no layer {name!r}; choose among {', '.join(near)}, or write a pattern, '[n] c [...]'"
         )
     build: Any = getattr(layers, name)
     if name in ("LayerNorm", "RMSNorm"):

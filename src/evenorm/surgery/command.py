@@ -71,7 +71,7 @@ def run_accelerate(model: nn.Module, inputs: Inputs | None, seconds: float, as_j
         return _failed(fault)
     times = time_steps(before, after, inputs, seconds)
     if as_json:
-        figures = {name: {"before": found.before, "after": found.after} for name, found in times.items()}
+        figures = {name: asdict(found) for name, found in times.items()}
         sys.stdout.write(json.dumps({**report.to_dict(), "seconds": figures}, indent=2) + "\n")
         return DONE
     console = Console(highlight=False)

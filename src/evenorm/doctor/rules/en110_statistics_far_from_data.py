@@ -13,7 +13,8 @@ Instead:
     loader first: data of another domain show the same distance, and want another decision.
 
 Fix:
-    ``evenorm.recalibrate(model, loader)``.
+    ``evenorm.recalibrate(model, loader)``, where the data are the training's. Nothing that is measured here tells
+    statistics that are stale from data that are prepared otherwise, so it is not made by itself.
 
 References:
     pytorch/pytorch#4741,
@@ -24,7 +25,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from math import exp, log
 from typing import Any
 
@@ -32,8 +32,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from evenorm.doctor.finding import Fix, Severity, Symptom
-from evenorm.doctor.inputs import Inputs
+from evenorm.doctor.finding import Severity, Symptom
 from evenorm.doctor.probes.gap import gaps
 from evenorm.doctor.rule import Specimen
 from evenorm.doctor.sites import Site
@@ -61,7 +60,6 @@ def check(subject: Subject) -> Iterator[Symptom]:
             f"and the variance differs by a factor of {exp(gap.scale):.2g}",
             "prepare these data as the training's; if they are, recalibrate: evenorm.recalibrate(model, loader)",
             {"shift": gap.shift, "variance ratio": exp(gap.scale), "batches": gap.batches},
-            Fix("evenorm.recalibrate(model, loader)", partial(_recalibrate, subject)),
         )
 
 
@@ -73,16 +71,6 @@ def _is_estimated(site: Site) -> bool:
     momentum, updates = site.momentum, site.updates
     young = momentum is not None and updates is not None and (1 - momentum) ** updates > 0.05
     return not initial and not young
-
-
-def _recalibrate(subject: Subject) -> None:
-    from evenorm.surgery import recalibrate
-
-    def call(model: nn.Module, item: Any) -> Any:
-        return Inputs.loaded(item, model)(model)
-
-    assert subject.loader is not None
-    recalibrate(subject.model, subject.loader, call, progress=False)
 
 
 def _loader(scale: float) -> Any:
