@@ -191,6 +191,16 @@ def test_no_figure_is_typed_where_the_lab_has_it() -> None:
         assert not re.search(r"\d ?[×%] ?\[[\d.]+, [\d.]+\]", text), page
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *WRITTEN], ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_speed_is_typed(page: Path) -> None:
+    """Times and ratios stand where their command is named: the benchmark's block, the evidence, the log."""
+    text = page.read_text(encoding="utf-8")
+    if page.name == "README.md":
+        before, _, rest = text.partition(readme.BEGIN)
+        text = before + rest.partition(readme.END)[2]
+    assert not re.search(r"\d ?(×(?! \d)|%|[mµn]s\b|[GT]B/s|times (as|faster))", text)
+
+
 def test_every_cell_of_the_comparison_has_a_source(tmp_path: Path) -> None:
     page = comparison.page(DOCS / "comparison.toml")
     assert page.count("](#sources)") == page.count("\n| **") * len(comparison.LIBRARIES)
