@@ -33,6 +33,15 @@ def test_the_workflow_runs_what_make_runs() -> None:
         assert known or (ROOT / words[0]).is_file(), command
 
 
+def test_only_tested_pythons_are_claimed() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "check.yml").read_text(encoding="utf-8")
+    tested = re.findall(r'"(3\.\d+)"', re.findall(r"^ +python: (\[.+\])$", workflow, re.MULTILINE)[0])
+    assert re.findall(r"Programming Language :: Python :: (3\.\d+)", PYPROJECT) == tested
+    assert f'requires-python = ">={tested[0]}"' in PYPROJECT
+    for page in ("README.md", "docs/getting-started.md"):
+        assert f"On Linux with Python {tested[0]} to {tested[-1]}" in (ROOT / page).read_text(encoding="utf-8")
+
+
 def test_every_target_is_listed_and_says_what_it_does() -> None:
     named = targets() - {"help"}
     described = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))

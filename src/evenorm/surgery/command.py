@@ -78,6 +78,7 @@ def run_accelerate(model: nn.Module, inputs: Inputs | None, seconds: float, as_j
     console.print(report)
     for name, found in times.items():
         console.print(f"{name}: {found}")
+    console.print("in brackets: where the ratio lies with 95 % confidence")
     return DONE
 
 
