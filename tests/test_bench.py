@@ -215,7 +215,7 @@ def test_a_suite_that_is_late_says_what_it_leaves_out(monkeypatch: pytest.Monkey
     monkeypatch.setattr(session, "LIMITS", {"layers": 0.0})
     notes: list[str] = []
     rows = list(session.play(plans, 0.0, notes))
-    assert [row.suite for row in rows] == ["layers"] * 2 + ["fused norm"] * 6
+    assert [row.suite for row in rows] == ["layers"] * 2 + ["fused"] * 6
     assert notes == ["4 rows of layers are left out: its 0 minutes were over; see --only"]
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from evenorm.bench import expected, gate
+from evenorm.bench.activation import ACTIVATIONS
 from evenorm.bench.case import Case, Data
-from evenorm.bench.peers import OURS, build, module
+from evenorm.bench.peers import OURS, build
 
 CASES = [
     Case("", "BatchNorm2d", (4, 8, 3, 5)),
@@ -66,7 +67,7 @@ def test_slices_change_no_verdict(case: Case, monkeypatch: pytest.MonkeyPatch) -
 
 FUSED = [
     Case("", "BatchNorm2d", (8, 4, 16, 16), activation=activation, residual=residual)
-    for activation in sorted(module._ACTIVATIONS)
+    for activation in sorted(ACTIVATIONS)
     for residual in (None, "after")
 ]
 FUSED += [

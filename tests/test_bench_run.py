@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from evenorm.bench import command, machine, readme, session
 from evenorm.bench.peers import OURS
-from evenorm.bench.row import Row, Timing
+from evenorm.bench.row import Descent, Row, Timing
 from evenorm.bench.run import Command, Run
+from evenorm.bench.saved import Bytes, Saved
 from evenorm.cli import app
 from rows import row_of, run_of
 
@@ -24,7 +25,18 @@ from rows import row_of, run_of
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = run_of(row_of(1.0, 2.0), replace(row_of(1.0, 2.0), timings={OURS: Timing(absent="wrong")}))
+    run.take(row_of(1.0, 2.0, suite="models", descent=Descent(10, 1e-6, 2.5, 2.25)))
+    run.count(Saved("LayerNorm", "norm+relu", "8×8", "float32", 256, Bytes(256, 64), Bytes(512, 32)))
     run.write(tmp_path / "run.json")
+    assert Run.read(tmp_path / "run.json") == run
+
+
+def test_a_file_without_what_is_saved_is_read(tmp_path: Path) -> None:
+    run = run_of(row_of(1.0, 2.0))
+    run.write(tmp_path / "run.json")
+    content = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    del content["saved"], content["rows"][0]["descent"]
+    (tmp_path / "run.json").write_text(json.dumps(content), encoding="utf-8")
     assert Run.read(tmp_path / "run.json") == run
 
 
@@ -113,9 +125,17 @@ def test_figures_say_where_they_are_from_and_what_is_slower() -> None:
 
 
 def test_figures_of_models_name_the_learning_rates_of_equal_losses() -> None:
-    steps = row_of(1.0, 1.5, suite="models", network="MobileNetV2", direction="training")
+    descent = Descent(10, 1e-7, 2.5, 2.25)
+    steps = row_of(1.0, 1.5, suite="models", network="MobileNetV2", direction="training", descent=descent)
     said = " ".join(readme.figures(run_of(steps), None).split())
-    assert "torch's losses to 1e-4, at these learning rates: MobileNetV2 1e-07." in said
+    assert "losses are torch's to 1e-4, step by step: MobileNetV2 rate 1e-07, loss 2.5 → 2.25 in 10 steps." in said
+
+
+def test_figures_say_what_a_command_left_out() -> None:
+    run = run_of(row_of(1.0, 2.0))
+    run.begin(Command("evenorm bench models", "2026-01-02", "0.5", ["Ctrl-C ended it after 1 of 8 rows"]))
+    said = " ".join(readme.figures(run, None).split())
+    assert "(2026-01-02, load 0.5 at the start; Ctrl-C ended it after 1 of 8 rows)" in said
 
 
 # The command.
@@ -173,7 +193,7 @@ def test_an_earlier_run_is_shown_again(quick_run: tuple[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["layer"], "SUITE 'layer': expected any of layers, fused, models, dist, monitor"),
+        (["layer"], "SUITE 'layer': expected any of layers, fused, threads, models, saved, dist, monitor"),
         (["--against", "tensorflow"], "--against 'tensorflow': expected any of torch"),
         (["--memory", "old"], "--memory 'old': expected any of fresh, reused"),
         (["--threads", "0"], "--threads 0: expected 1 or more"),
@@ -206,6 +226,8 @@ def test_what_is_finished_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     if fault is KeyboardInterrupt:
         assert result.exit_code == command.INTERRUPTED
         assert "2.00×" in result.output
+        assert re.search(r"Ctrl-C ended it after 1 of \d+ rows", result.output)
+        assert "after 1 of" in Run.read(file).commands[0].notes[-1]
     else:
         assert isinstance(result.exception, fault)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from evenorm.bench.readme import COLUMNS, figures
-from evenorm.bench.row import Row, Timing
+from evenorm.bench.row import PASSES, Row, Timing
 from evenorm.bench.run import Run
-from evenorm.bench.summary import PASSES
+from evenorm.bench.statements import statements
+from evenorm.bench.summary import summarize
 
 __all__ = ["newest", "page"]
 
@@ -49,6 +50,7 @@ def _section(file: Path) -> str:
         [
             f"## {file.stem}\n",
             figures(run, Path("benchmarks", file.name)),
+            *(f"### {table.title}\n\n{table.markdown}" for table in statements(run, summarize(run))),
             f"### Every row of {file.stem}\n",
             f"| {' | '.join(heads)} | error, of its bound |",
             "|---|---|---|---|---|---|" + "---|" * len(peers),
@@ -59,7 +61,9 @@ def _section(file: Path) -> str:
 
 
 def _row(row: Row, peers: list[str]) -> str:
-    name = f"{row.network or row.layer} {row.size}" if row.suite == "models" else f"{row.title} {row.size}"
+    name = f"{row.title} {row.size}"
+    if row.suite == "models":
+        name = row.network if row.descent is None else f"{row.network}, {row.descent} steps"
     seconds = row.ours.seconds
     time = f"{1e3 * seconds.value:.3g}" if seconds else f"none: {row.ours.absent or 'wrong'}"
     error = f"{row.ours.share:.2g}" if row.ours.share is not None else "–"

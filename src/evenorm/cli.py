@@ -152,9 +152,11 @@ def bench(
     suites: Annotated[
         list[str],
         typer.Argument(
-            metavar="[layers|fused|models|dist|monitor]…", help="Suites to run.", show_default="layers fused models"
+            metavar="[layers|fused|threads|models|saved|dist|monitor]…",
+            help="Suites to run.",
+            show_default="layers fused threads models saved",
         ),
-    ] = ["layers", "fused", "models"],  # noqa: B006
+    ] = ["layers", "fused", "threads", "models", "saved"],  # noqa: B006
     against: Annotated[
         str, typer.Option(metavar="PEER,…", help="Peers, those that are installed.")
     ] = "torch,compile,jax,onnxruntime",
@@ -184,6 +186,8 @@ def bench(
 
     A row is timed only if its result agrees with the float64 reference.
     Variants take turns; ratios are of medians, with a paired 95 % interval.
+    The suite threads times layers on one thread and on all, saved counts what
+    autograd keeps for backward. It ends with what is aimed at, reached or not.
     The suite layers begins no row after 15 minutes. Ctrl-C ends with what is
     finished.
     """

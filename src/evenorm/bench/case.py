@@ -90,8 +90,7 @@ class Case:
     @property
     def title(self) -> str:
         """What cases under one heading share."""
-        before, after = ("add",) * (self.residual == "before"), ("add",) * (self.residual == "after")
-        parts = ["+".join([*before, self.layer, *after, *([self.activation] if self.activation else [])])]
+        parts = [self.what.replace("norm", self.layer)]
         if self.family == "BatchNorm":
             parts.append("training" if self.training else "evaluation")
         parts += ["masked"] if self.hidden else []
@@ -104,10 +103,10 @@ class Case:
         return self.activation is not None or self.residual is not None
 
     @property
-    def kind(self) -> str:
-        """What is fused with what, whatever the layer and the activation."""
-        norm = "add+norm" if self.residual == "before" else "norm+add" if self.residual else "norm"
-        return f"{norm}+act" if self.activation else norm
+    def what(self) -> str:
+        """What is fused with what, whatever the layer: ``"norm+add+relu"``."""
+        before, after = ("add",) * (self.residual == "before"), ("add",) * (self.residual == "after")
+        return "+".join([*before, "norm", *after, *([self.activation] if self.activation else [])])
 
     def arguments(self) -> tuple[tuple[int, ...], dict[str, object]]:
         """The constructor's arguments, which are torch's."""

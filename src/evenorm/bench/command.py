@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from evenorm.bench import machine, readme, terminal, watched
 from evenorm.bench.program import program
 from evenorm.bench.row import Row
 from evenorm.bench.run import Command, Run
+from evenorm.bench.saved import Saved
 from evenorm.bench.settings import ArgumentError, Settings
 from evenorm.bench.summary import summarize
 
@@ -90,7 +92,7 @@ def run(settings: Settings, files: Files, watch: watched.Watch, source: Path | N
     except (ArgumentError, OSError) as fault:
         sys.stderr.write(f"{fault}\n")
         return WRONG_ARGUMENTS
-    if found.rows:
+    if found.rows or found.saved:
         console.print(terminal.closing(found, summarize(found)))
         files.show(found, files.json or source)
     return INTERRUPTED if interrupted else 0
@@ -98,7 +100,7 @@ def run(settings: Settings, files: Files, watch: watched.Watch, source: Path | N
 
 def _measure(settings: Settings, files: Files, watch: watched.Watch, console: Console) -> tuple[Run, bool]:
     """The run, and whether Ctrl-C ended it."""
-    rows, total, notes = program(settings, watch)
+    rows, total, counted, notes = program(settings, watch)
     found = files.begin(machine.machine())
     today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     found.begin(Command(str(settings), today, machine.load(), notes))
@@ -107,15 +109,31 @@ def _measure(settings: Settings, files: Files, watch: watched.Watch, console: Co
     for note in early:
         console.print(note, style="dim")
 
+    taken = 0
+
     def keep(row: Row) -> None:
+        nonlocal taken
         found.take(row)
         files.keep(found)
+        taken += 1
 
-    interrupted = terminal.watch(rows, total, keep, console)
+    interrupted = terminal.watch(rows, total, keep, console) or _count(counted, found)
+    if interrupted:
+        notes.append(f"Ctrl-C ended it after {taken} of {total} rows")
+    files.keep(found)
     for note in notes[len(early) :]:
         console.print(note)
-        files.keep(found)
     return found, interrupted
+
+
+def _count(counted: Iterator[Saved], found: Run) -> bool:
+    """Take what is counted in; return whether Ctrl-C ended it."""
+    try:
+        for saved in counted:
+            found.count(saved)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def _read(option: str, file: Path) -> Run:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from evenorm.bench.activation import ACTIVATIONS
 from evenorm.bench.case import Case, Data
 from evenorm.kernels import reference
 from evenorm.layers.layer import Layer
@@ -221,6 +221,6 @@ def _activated(case: Case, z: Array, dy: Array) -> tuple[Array, Array]:
     if case.activation is None:
         return z, dy
     leaf = torch.from_numpy(z).requires_grad_()
-    y = getattr(functional, case.activation)(leaf)
+    y = ACTIVATIONS[case.activation](leaf)
     (dz,) = torch.autograd.grad(y, leaf, torch.from_numpy(dy))
     return y.detach().numpy(), dz.numpy()

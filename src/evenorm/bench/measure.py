@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,14 +17,13 @@ from evenorm.bench.device import CPU, Device
 from evenorm.bench.expected import avoid_kinks
 from evenorm.bench.gate import Verdict, check
 from evenorm.bench.interval import Median
-from evenorm.bench.peers import OURS, Outputs, Unavailable, Variant, build
-from evenorm.bench.roof import copies
+from evenorm.bench.peers import ALONE, OURS, Outputs, Unavailable, Variant, build
+from evenorm.bench.peers.threads import many, one, single
+from evenorm.bench.roof import COPY, copies
 from evenorm.bench.row import Row, Timing
 from evenorm.bench.stopwatch import interleave
 
 __all__ = ["Plan", "measure", "timings"]
-
-_ALONE = "norm alone"
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,8 @@ def _gated(case: Case, data: Data, variants: Mapping[str, Variant]) -> tuple[dic
                 outputs[name] = _fetched(variant.outputs())
         except Exception as fault:
             faults[name] = _said(fault)
-    alone = {name: found for name, found in outputs.items() if name == _ALONE}
-    whole = {name: found for name, found in outputs.items() if name != _ALONE}
+    alone = {name: found for name, found in outputs.items() if name == ALONE}
+    whole = {name: found for name, found in outputs.items() if name != ALONE}
     verdicts = check(case, data, whole)
     if alone:
         bare = replace(case, activation=None, residual=None)
@@ -121,11 +120,19 @@ def _timed(
         # Kept memory hides what a call holds.
         for name, call in calls.items() if plan.memory != "reused" else ():
             peaks[name] = device.peak(call)
-        samples = interleave({**calls, **device.roofs(plan.case)}, seconds, device.timed)
+        samples = interleave({**calls, **_roofs(plan, device)}, seconds, device.timed)
     found = timings(samples)
     for name, peak in peaks.items():
         found[name].peak = peak
     return found | absent
+
+
+def _roofs(plan: Plan, device: Device) -> dict[str, Callable[[], object]]:
+    """Copies, also on one thread where variants are."""
+    roofs = device.roofs(plan.case)
+    if any(many(name) for name in plan.variants):
+        return {**roofs, one(COPY): single(roofs[COPY])}
+    return {**roofs}
 
 
 def timings(samples: Mapping[str, NDArray[np.float64]]) -> dict[str, Timing]:
@@ -141,7 +148,7 @@ def timings(samples: Mapping[str, NDArray[np.float64]]) -> dict[str, Timing]:
 def _row(plan: Plan, direction: str, found: dict[str, Timing], device: Device) -> Row:
     case = plan.case
     return Row(
-        plan.suite if plan.suite == "layers" else f"{plan.suite} {case.kind}",
+        f"{plan.suite} {case.what}" if case.fuses else plan.suite,
         case.title,
         case.network,
         case.layer,

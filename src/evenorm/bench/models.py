@@ -11,7 +11,7 @@ import copy
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from evenorm.bench import allocator
 from evenorm.bench.measure import timings
 from evenorm.bench.peers import OURS
-from evenorm.bench.row import Row, Timing
+from evenorm.bench.row import Descent, Row, Timing
 from evenorm.bench.stopwatch import interleave
 
 __all__ = ["MODELS", "RATES", "Rewrite", "Task", "measure", "row", "training"]
@@ -45,6 +45,20 @@ class Task:
     model: nn.Module
     batch: Mapping[str, Tensor]
     rate: float
+
+
+class _Verdict(NamedTuple):
+    """How far off our layers are from torch's, how far they may be, and the training that showed it."""
+
+    error: float
+    limit: float
+    descent: Descent | None = None
+
+    @property
+    def fault(self) -> str:
+        """What is wrong where the limit is passed."""
+        where = "" if self.descent is None else f" at {self.descent}"
+        return f"wrong: off from torch's layers by {self.error:.2g}, more than {self.limit:.2g}{where}"
 
 
 def _images(side: int, classes: int, batch: int) -> dict[str, Tensor]:
@@ -118,9 +132,9 @@ def measure(name: str, rewrite: Rewrite, seconds: float, quick: bool = False) ->
         ("inference", _outputs_agree, _inference),
         ("training", _losses_agree, _training),
     ):
-        error, limit = gate(models, task, _QUICK_STEPS if quick else _STEPS)
-        if error > limit:
-            found = {OURS: Timing(absent=f"wrong: off from torch's layers by {error:.2g}, more than {limit:.2g}")}
+        verdict = gate(models, task, _QUICK_STEPS if quick else _STEPS)
+        if verdict.error > verdict.limit:
+            found = {OURS: Timing(absent=verdict.fault)}
         else:
             calls = {key: call(model, task) for key, model in models.items()}
             with torch.set_grad_enabled(direction == "training"):
@@ -128,8 +142,8 @@ def measure(name: str, rewrite: Rewrite, seconds: float, quick: bool = False) ->
                 found = timings(interleave(calls, seconds))
             for key, peak in peaks.items():
                 found[key].peak = peak
-        found[OURS].error, found[OURS].share = error, error / limit
-        yield row(name, direction, task.batch, found)
+        found[OURS].error, found[OURS].share = verdict.error, verdict.error / verdict.limit
+        yield row(name, direction, task.batch, found, descent=verdict.descent)
         gc.collect()
 
 
@@ -156,19 +170,21 @@ def _inference(model: nn.Module, task: Task) -> Callable[[], object]:
     return lambda: model(**task.batch).logits
 
 
-def _losses_agree(models: Mapping[str, nn.Module], task: Task, steps: int) -> tuple[float, float]:
-    """The largest difference of the losses of each step, as a share of torch's loss; and its limit."""
+def _losses_agree(models: Mapping[str, nn.Module], task: Task, steps: int) -> _Verdict:
+    """The largest difference of the losses of each step, as a share of torch's loss."""
     losses = {}
     for name, model in models.items():
         step: Any = _training(model, task)
         torch.manual_seed(0)
         losses[name] = torch.stack([step() for _ in range(steps)])
     difference = (losses[OURS] - losses["torch"]).abs() / losses["torch"].abs()
-    return float(difference.nan_to_num(nan=torch.inf).max()), _LOSS
+    error = float(difference.nan_to_num(nan=torch.inf).max())
+    first, last = losses["torch"][[0, -1]].tolist()
+    return _Verdict(error, _LOSS, Descent(steps, task.rate, first, last))
 
 
-def _outputs_agree(models: Mapping[str, nn.Module], task: Task, _: int) -> tuple[float, float]:
-    """Our error against the float64 model in units of its largest output, and its limit: torch's error twice.
+def _outputs_agree(models: Mapping[str, nn.Module], task: Task, _: int) -> _Verdict:
+    """Our error against the float64 model in units of its largest output; its limit is torch's error twice.
 
     On two samples, since float64 is slow; below 1e-4 any error passes.
     """
@@ -181,7 +197,7 @@ def _outputs_agree(models: Mapping[str, nn.Module], task: Task, _: int) -> tuple
         for name, model in models.items():
             found = model.eval()(**few).logits.double()
             errors[name] = float(((found - expected).abs().max() / expected.abs().max()).nan_to_num(nan=torch.inf))
-    return errors[OURS], max(2 * errors["torch"], _OUTPUT)
+    return _Verdict(errors[OURS], max(2 * errors["torch"], _OUTPUT))
 
 
 def row(
@@ -192,6 +208,7 @@ def row(
     *,
     suite: str = "models",
     title: str = "whole steps · float32",
+    descent: Descent | None = None,
 ) -> Row:
     """A row of one network's steps."""
     first = next(iter(batch.values()))
@@ -209,4 +226,5 @@ def row(
         bytes=first.numel() * first.element_size(),
         copies=0.0,
         timings=found,
+        descent=descent,
     )

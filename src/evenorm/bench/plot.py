@@ -10,10 +10,13 @@ import plotly.graph_objects as go
 from evenorm.bench.machine import line
 from evenorm.bench.peers import OURS
 from evenorm.bench.roof import COPY, STREAM
-from evenorm.bench.row import Row
+from evenorm.bench.row import PASSES, Row
 from evenorm.bench.run import Run, replace
-from evenorm.bench.summary import PASSES, summarize
-from evenorm.bench.terminal import above, times
+from evenorm.bench.scaling import SUITE as SCALING
+from evenorm.bench.statements import statements
+from evenorm.bench.summary import summarize
+from evenorm.bench.table import times
+from evenorm.bench.terminal import above
 
 __all__ = ["page", "write"]
 
@@ -43,13 +46,15 @@ def page(run: Run) -> str:
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f"<title>evenorm bench, {escape(run.date)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>evenorm bench</h1><p>{escape(line(run.machine))}</p>{_commands(run)}{_means(run)}{plots}{_rows(run)}"
-        "</body></html>"
+        f"<h1>evenorm bench</h1><p>{escape(line(run.machine))}</p>{_commands(run)}{_means(run)}{_stated(run)}"
+        f"{plots}{_rows(run)}</body></html>"
     )
 
 
 def _timed(run: Run, direction: str) -> list[Row]:
-    return [row for row in run.rows if row.direction == direction and row.seconds() is not None]
+    return [
+        row for row in run.rows if row.direction == direction and row.suite != SCALING and row.seconds() is not None
+    ]
 
 
 def _ratios(run: Run, direction: str) -> go.Figure:
@@ -117,6 +122,20 @@ def _means(run: Run) -> str:
             )
             body += f"<tr><td>{escape(label)}</td>{cells}</tr>"
         text += f"<div class='wide'><table><tr><th>{suite}{above(suite)}</th>{head}</tr>{body}</table></div>"
+    return text
+
+
+def _stated(run: Run) -> str:
+    """The tables that a run states."""
+    text = ""
+    for table in statements(run, summarize(run)):
+        rows = "".join(
+            f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+            for tag, cells in (("th", table.heads), *(("td", line) for line in table.lines))
+        )
+        text += (
+            f"<h2>{escape(table.title)}</h2><p>{escape(table.note)}</p><div class='wide'><table>{rows}</table></div>"
+        )
     return text
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from evenorm.bench import dist, machine, models, session, suites, watched
+from evenorm.bench import dist, machine, models, saved, scaling, session, suites, watched
 from evenorm.bench.row import Row
+from evenorm.bench.saved import Saved
 from evenorm.bench.settings import ArgumentError, Choice, Settings
 from evenorm.surgery import accelerate
 
@@ -22,6 +23,8 @@ class Program(NamedTuple):
 
     rows: Iterator[Row]
     total: int
+    saved: Iterator[Saved]
+    """What is counted and not timed."""
     notes: list[str]
 
 
@@ -32,6 +35,9 @@ def program(settings: Settings, watch: watched.Watch) -> Program:
         ArgumentError: an argument cannot be meant, or there is no such row.
     """
     choice = Choice.of(settings)
+    if machine.use_threads(settings.threads) < 2 and scaling.SUITE in choice.suites:
+        choice.suites.remove(scaling.SUITE)
+        choice.notes.append(f"{scaling.SUITE} is left out: there is one thread alone")
     quick, seconds = settings.quick, _QUICK_SECONDS if settings.quick else settings.seconds
     networks = [name for name in models.MODELS if choice.has("models", name)]
     monitored = choice.has(watched.SUITE, watched.NETWORK)
@@ -42,9 +48,9 @@ def program(settings: Settings, watch: watched.Watch) -> Program:
     names = [name for name in choice.suites if name in suites.SUITES]
     plans = session.chosen(names, choice.memory, choice.peers, choice.only, quick)
     total = sum(len(plan.directions) for plan in plans) + 2 * len(networks) + synced * dist.count(quick) + monitored
-    if not total:
-        raise ArgumentError(f"{settings}: there is no such row")
-    machine.use_threads(settings.threads)
+    counted = [case for case in saved.cases() if choice.has(saved.SUITE, f"{case.title} {case.size}")]
+    if not (total or counted):
+        raise ArgumentError("; ".join([f"{settings}: there is no such row", *choice.notes]))
     # Models first: memory that is kept cannot be given back.
     parts = (
         *(models.measure(name, accelerate, seconds, quick) for name in networks),
@@ -52,4 +58,4 @@ def program(settings: Settings, watch: watched.Watch) -> Program:
         dist.measure(seconds, quick, choice.device) if synced else (),
         session.play(plans, seconds, choice.notes, choice.device),
     )
-    return Program(itertools.chain(*parts), total, choice.notes)
+    return Program(itertools.chain(*parts), total, map(saved.count, counted), choice.notes)

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evenorm.bench.machine import line
-from evenorm.bench.models import RATES
 from evenorm.bench.roof import COPY, STREAM
-from evenorm.bench.row import Row
-from evenorm.bench.run import Run
-from evenorm.bench.summary import COMPILED, LARGE, PASSES, Share, Summary, mean_ratios, summarize
+from evenorm.bench.row import LARGE, PASSES, Row
+from evenorm.bench.run import Command, Run
+from evenorm.bench.summary import COMPILED, Share, Summary, mean_ratios, summarize
 from evenorm.bench.terminal import mean
 
 __all__ = ["BEGIN", "COLUMNS", "END", "figures", "insert"]
@@ -78,7 +77,7 @@ def _groups(run: Run) -> dict[str, list[Row]]:
                 continue
             if suite == "models":
                 groups.setdefault(f"{row.network}, {PASSES[row.direction]}", []).append(row)
-            elif row.elements > LARGE:
+            elif row.large:
                 memory = ", reused memory" if row.memory == "reused" else ""
                 groups.setdefault(f"{what}, {row.dtype}, {PASSES[row.direction]}{memory}", []).append(row)
     return groups
@@ -86,26 +85,29 @@ def _groups(run: Run) -> dict[str, list[Row]]:
 
 def _origin(run: Run, source: Path | None) -> str:
     file = "" if source is None else f" `{source}`,"
-    commands = "; ".join(f"`{c.text}` ({c.date}, load {c.load} at the start)" for c in run.commands)
+    commands = "; ".join(f"`{c.text}` ({c.date}, load {c.load} at the start{_left(c)})" for c in run.commands)
     return f"From{file} by {commands}, on {line(run.machine)}."
+
+
+def _left(command: Command) -> str:
+    """What a command did not measure."""
+    return "".join(f"; {note}" for note in command.notes)
 
 
 def _said(run: Run) -> Iterator[str]:
     summary = summarize(run)
-    compared = [row for row in run.rows if row.ratio("torch") is not None]
     yield (
-        f"Slower than torch by more than a tenth or 3 µs: {len(summary.slower)} of all {len(compared)} rows; "
+        f"Slower than torch by more than a tenth or 3 µs: {len(summary.slower)} of all {len(summary.compared)} rows; "
         f"wrong, so that they have no speed: {len(summary.wrong)}."
     )
     roofs = "; ".join(f"{name} {shares}" for name, roof in _ROOFS.items() if (shares := _shares(summary, roof)))
     if roofs:
         yield f"Share of the speed at which the same bytes are copied, in reused memory beyond the last cache: {roofs}."
-    trained = [row.network for row in run.rows if row.suite == "models" and row.direction == "training"]
+    trained = "; ".join(f"{row.network} {row.descent}" for row in run.rows if row.descent is not None)
     if trained:
-        rates = ", ".join(f"{name} {RATES[name]:g}" for name in dict.fromkeys(trained))
         yield (
-            f"A training step is timed where ten steps give torch's losses to 1e-4, at these learning rates: {rates}. "
-            "At larger ones a fresh network with batch normalization multiplies the roundings of any two "
+            f"A training step is timed where its losses are torch's to 1e-4, step by step: {trained} steps. "
+            "At larger rates a fresh network with batch normalization multiplies the roundings of any two "
             "implementations (`docs/log.md`)."
         )
 

@@ -6,9 +6,22 @@ from dataclasses import dataclass, field
 
 from evenorm.bench.interval import Interval
 from evenorm.bench.peers import OURS, OURS_COMPILED
+from evenorm.bench.peers.threads import one
 from evenorm.bench.roof import COPY, STREAM
 
-__all__ = ["Row", "Timing"]
+__all__ = ["LARGE", "PASSES", "Descent", "Row", "Timing"]
+
+LARGE = 100_000
+"""Rows of more elements enter the means; smaller ones measure the cost of a call."""
+
+# As headings name them.
+PASSES = {
+    "forward": "forward",
+    "backward": "backward",
+    "both": "forward + backward",
+    "training": "training step",
+    "inference": "inference",
+}
 
 # Slower than torch means by more than this share of its time and by more than these seconds.
 _SLOWER_SHARE, _SLOWER_SECONDS = 0.10, 3e-6
@@ -35,12 +48,25 @@ class Timing:
     """Why it was not timed."""
 
 
+@dataclass(frozen=True)
+class Descent:
+    """The steps that come before a training step is timed: how many, the learning rate, torch's first and last loss."""
+
+    steps: int
+    rate: float
+    first: float
+    last: float
+
+    def __str__(self) -> str:
+        return f"rate {self.rate:g}, loss {self.first:.4g} → {self.last:.4g} in {self.steps}"
+
+
 @dataclass
 class Row:
     """A case, a pass (forward, backward, both; training and inference for models), fresh or reused memory."""
 
     suite: str
-    """``layers``, ``models``, ``dist``, ``monitor``, or ``fused`` with what is fused: ``fused norm+add+act``."""
+    """The suite, and what is fused where that is ``fused``: ``fused norm+add+relu``."""
     title: str
     network: str
     layer: str
@@ -56,11 +82,18 @@ class Row:
     sweeps: int = 1
     cached: bool = False
     """Whether input and output lie in the last-level cache together."""
+    descent: Descent | None = None
+    """Of a training step: in which both kinds of layers gave the same losses."""
 
     @property
     def key(self) -> tuple[str, ...]:
         """What tells it from every other row."""
         return (self.suite, self.title, self.network, self.size, self.direction, self.memory)
+
+    @property
+    def large(self) -> bool:
+        """Whether its time is that of the elements, not of the call."""
+        return self.elements > LARGE
 
     @property
     def ours(self) -> Timing:
@@ -104,4 +137,5 @@ class Row:
 
     def peers(self) -> dict[str, Timing]:
         """The variants but ours and the roofs."""
-        return {name: timing for name, timing in self.timings.items() if name not in (OURS, COPY, STREAM)}
+        others = {OURS, COPY, STREAM, one(COPY)}
+        return {name: timing for name, timing in self.timings.items() if name not in others}

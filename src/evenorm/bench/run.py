@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from evenorm.bench.interval import Interval
-from evenorm.bench.row import Row, Timing
+from evenorm.bench.row import Descent, Row, Timing
+from evenorm.bench.saved import Bytes, Saved
 
 __all__ = ["Command", "Run", "replace"]
+
+Entry = TypeVar("Entry", Row, Saved)
 
 
 @dataclass
@@ -22,6 +25,11 @@ class Command:
     load: str
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def quick(self) -> bool:
+        """Whether it tried the benchmark, on tiny tensors, and measured nothing."""
+        return "--quick" in self.text.split()
+
 
 @dataclass
 class Run:
@@ -30,6 +38,8 @@ class Run:
     machine: dict[str, str]
     commands: list[Command] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    saved: list[Saved] = field(default_factory=list)
+    """What autograd keeps for backward, counted."""
 
     @property
     def date(self) -> str:
@@ -42,17 +52,17 @@ class Run:
 
     def take(self, row: Row) -> None:
         """Add a row, in the place of what was measured before of the same."""
-        keys = [past.key for past in self.rows]
-        if row.key in keys:
-            self.rows[keys.index(row.key)] = row
-        else:
-            self.rows.append(row)
+        _put(self.rows, row)
+
+    def count(self, saved: Saved) -> None:
+        """Add what was counted, in the place of what was before of the same."""
+        _put(self.saved, saved)
 
     def write(self, file: Path) -> None:
         """Write as JSON, a row in a line."""
         content = asdict(self)
         parts = [f'"machine": {json.dumps(content["machine"], indent=1, ensure_ascii=False)}']
-        for name in ("commands", "rows"):
+        for name in ("commands", "rows", "saved"):
             lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in content[name])
             parts.append(f'"{name}": [\n{lines}\n]')
         replace(file, "{\n" + ",\n".join(parts) + "\n}\n")
@@ -66,7 +76,13 @@ class Run:
         """
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            return cls(content["machine"], [Command(**c) for c in content["commands"]], [*map(_row, content["rows"])])
+            return cls(
+                content["machine"],
+                [Command(**c) for c in content["commands"]],
+                [*map(_row, content["rows"])],
+                # Files of before have none.
+                [*map(_saved, content.get("saved", []))],
+            )
         except (KeyError, TypeError, ValueError) as fault:
             raise ValueError(f"{file}: expected what evenorm bench --json writes, found {fault!r}") from None
 
@@ -78,8 +94,22 @@ def replace(file: Path, text: str) -> None:
     draft.replace(file)
 
 
+def _put(entries: list[Entry], entry: Entry) -> None:
+    keys = [past.key for past in entries]
+    if entry.key in keys:
+        entries[keys.index(entry.key)] = entry
+    else:
+        entries.append(entry)
+
+
+def _saved(content: dict[str, Any]) -> Saved:
+    return Saved(**{**content, **{name: Bytes(**content[name]) for name in ("ours", "separate")}})
+
+
 def _row(content: dict[str, Any]) -> Row:
-    return Row(**{**content, "timings": {name: _timing(timing) for name, timing in content["timings"].items()}})
+    timings = {name: _timing(timing) for name, timing in content["timings"].items()}
+    descent = content.get("descent")
+    return Row(**{**content, "timings": timings, "descent": descent and Descent(**descent)})
 
 
 def _timing(content: dict[str, Any]) -> Timing:

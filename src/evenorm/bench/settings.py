@@ -6,15 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evenorm.bench import allocator, suites, watched
+from evenorm.bench import allocator, saved, suites, watched
 from evenorm.bench.device import CPU, DEVICES, Device
 from evenorm.bench.peers import PEERS, missing
 
 __all__ = ["NAMES", "ArgumentError", "Choice", "Settings"]
 
-NAMES = (*suites.SUITES, "models", "dist", watched.SUITE)
+NAMES = (*suites.SUITES, "models", saved.SUITE, "dist", watched.SUITE)
 # What runs on a GPU too.
-_ANYWHERE = (*suites.SUITES, "dist")
+_ANYWHERE = ("layers", "fused", "dist")
 
 
 class ArgumentError(ValueError):
@@ -84,7 +84,7 @@ class Choice:
         return found
 
     def has(self, suite: str, row: str) -> bool:
-        """Whether a row of a suite without plans is chosen."""
+        """Whether what a suite without plans has is chosen."""
         return suite in self.suites and bool(self.only.search(f"{suite} {row}"))
 
     def _leave_the_cpu(self) -> None:

@@ -1,4 +1,4 @@
-"""The suites ``layers`` and ``fused``: shapes that networks give their layers at 224² pixels, and odd ones."""
+"""The suites of layers alone, fused and by threads: shapes that networks give them at 224² pixels, and odd ones."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from math import prod
 
 from evenorm.bench.case import Case
 from evenorm.bench.measure import Plan
-from evenorm.bench.peers import OURS, OURS_COMPILED
-from evenorm.bench.summary import LARGE
+from evenorm.bench.peers import ALONE, OURS, OURS_COMPILED, SEPARATE
+from evenorm.bench.peers.threads import one
+from evenorm.bench.row import LARGE
+from evenorm.bench.scaling import SUITE as SCALING
 from evenorm.epilogue import Place
 
 __all__ = ["CACHED", "FRESH", "REUSED", "SUITES", "plans", "quick"]
 
 # Of a GPU torch keeps what was freed.
 FRESH, REUSED, CACHED = "fresh", "reused", "cached"
-SUITES = ("layers", "fused")
+SUITES = ("layers", "fused", SCALING)
 
 # Reused memory is asked of tensors this large; smaller ones are never mapped anew.
 _LARGE = 1_000_000
@@ -83,6 +85,17 @@ _FUSED: tuple[tuple[str, str, tuple[int, ...], str | None, Place | None], ...] =
     ("Llama", "RMSNorm", (1, 2048, 4096), None, "before"),
 )
 
+# One of each layout that kernels know, large enough that all threads have work.
+_SCALED: tuple[Case, ...] = (
+    Case("ResNet-50", "BatchNorm2d", (16, 256, 56, 56)),
+    Case("ResNet-50", "BatchNorm2d", (16, 256, 56, 56), channels_last=True),
+    Case("MLP", "BatchNorm1d", (4096, 512)),
+    Case("GPT-2", "LayerNorm", (8, 1024, 768)),
+    Case("Llama", "RMSNorm", (1, 2048, 4096)),
+    Case("U-Net", "GroupNorm", (2, 320, 64, 64)),
+    Case("U-Net", "GroupNorm", (2, 320, 64, 64), channels_last=True),
+)
+
 
 def plans(suite: str, memory: Sequence[str], against: Sequence[str]) -> Iterator[Plan]:
     """What a suite measures, fresh memory first.
@@ -93,8 +106,11 @@ def plans(suite: str, memory: Sequence[str], against: Sequence[str]) -> Iterator
     is measured on ResNet-50's and the MLP's shapes. On a GPU every case has every peer, large tensors a larger batch,
     and cases are added that torch has no fast kernel for.
     """
+    if suite == SCALING:
+        yield from _scaled(memory, against)
+        return
     cases = _together(_layers() if suite == "layers" else _fused())
-    inner = ("norm alone", "separate") if suite == "fused" else ()
+    inner = (ALONE, SEPARATE) if suite == "fused" else ()
     if FRESH in memory:
         compiled = set()
         for case in cases:
@@ -116,6 +132,15 @@ def plans(suite: str, memory: Sequence[str], against: Sequence[str]) -> Iterator
             if case.dtype == "float32" and case.training and case.elements >= _LARGE:
                 torch = tuple(peer for peer in against if peer == "torch")
                 yield Plan(suite, case, ("forward", "backward"), REUSED, (OURS, *inner, *torch))
+
+
+def _scaled(memory: Sequence[str], against: Sequence[str]) -> Iterator[Plan]:
+    """Ours and torch's, each on all threads and on one."""
+    names = (OURS, *(peer for peer in against if peer == "torch"))
+    variants = (*names, *map(one, names))
+    for kind, second in ((FRESH, "both"), (REUSED, "backward")):
+        if kind in memory:
+            yield from (Plan(SCALING, case, ("forward", second), kind, variants) for case in _SCALED)
 
 
 def _peers(case: Case, against: Sequence[str]) -> list[str]:

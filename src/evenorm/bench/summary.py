@@ -5,29 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from evenorm.bench.fusion import Fusion, fusions
 from evenorm.bench.interval import geometric_mean
-from evenorm.bench.peers import OURS_COMPILED
+from evenorm.bench.peers import ALONE, OURS_COMPILED
 from evenorm.bench.roof import COPY, STREAM
 from evenorm.bench.row import Row
 from evenorm.bench.run import Run
+from evenorm.bench.scaling import SUITE as SCALING
+from evenorm.bench.scaling import Scaling, scalings
 from evenorm.bench.watched import SUITE as WATCHED
 
-__all__ = ["LARGE", "Mean", "Share", "Summary", "mean_ratios", "summarize"]
-
-LARGE = 100_000
-"""Rows of more elements enter the means; smaller ones measure the cost of a call."""
+__all__ = ["COMPILED", "Mean", "Share", "Summary", "mean_ratios", "summarize"]
 
 COMPILED = "both compiled"
 """Torch's layer compiled over ours compiled."""
-
-# As headings name them.
-PASSES = {
-    "forward": "forward",
-    "backward": "backward",
-    "both": "forward + backward",
-    "training": "training step",
-    "inference": "inference",
-}
 
 
 @dataclass(frozen=True)
@@ -63,6 +54,10 @@ class Summary:
     """By what the rows share; then by peer."""
     shares: list[Share]
     """In memory that is mapped already, of tensors that the last-level cache does not hold."""
+    fusions: list[Fusion]
+    scalings: list[Scaling]
+    compared: list[Row]
+    """Rows that are judged against torch's time, each once."""
     slower: list[Row]
     worst: list[Row]
     wrong: list[Row]
@@ -80,15 +75,19 @@ class Summary:
 def summarize(run: Run, worst: int = 5) -> Summary:
     """Sum a run up."""
     timed = [row for row in run.rows if row.ours.seconds is not None]
-    rows = [row for row in timed if row.suite != WATCHED]
+    # Rows of other suites measure something else, of layers that stand in these.
+    rows = [row for row in timed if row.suite not in (WATCHED, SCALING)]
     groups: dict[Key, list[Row]] = {}
     for row in rows:
-        if row.elements > LARGE or row.suite == "models":
+        if row.large or row.suite == "models":
             groups.setdefault((row.suite, row.dtype, row.direction, row.memory), []).append(row)
     compared = [row for row in rows if row.ratio("torch") is not None]
     return Summary(
         {key: mean_ratios(group) for key, group in groups.items()},
         _shares(rows),
+        fusions(rows),
+        scalings(timed),
+        compared,
         [row for row in rows if row.slower],
         sorted(compared, key=lambda row: row.ratio("torch") or 0.0)[:worst],
         [row for row in run.rows if row.ours.seconds is None],
@@ -97,10 +96,10 @@ def summarize(run: Run, worst: int = 5) -> Summary:
 
 
 def mean_ratios(rows: Iterable[Row]) -> dict[str, Mean]:
-    """The mean of each peer's time over ours."""
+    """The mean of each peer's time over ours; the norm alone computes less and is no peer."""
     ratios: dict[str, list[float]] = {}
     for row in rows:
-        found = {name: row.ratio(name) for name in row.peers() if name != OURS_COMPILED}
+        found = {name: row.ratio(name) for name in row.peers() if name not in (ALONE, OURS_COMPILED)}
         found[COMPILED] = row.compiled_ratio
         for name, value in found.items():
             if value is not None:

@@ -9,19 +9,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from evenorm.bench.peers import OURS_COMPILED
+from evenorm.bench.peers import OURS, OURS_COMPILED
+from evenorm.bench.peers.threads import one
 from evenorm.bench.roof import COPY, STREAM
-from evenorm.bench.row import Row
+from evenorm.bench.row import LARGE, Row
 from evenorm.bench.run import Run
-from evenorm.bench.summary import COMPILED, LARGE, Mean, Summary
+from evenorm.bench.statements import statements
+from evenorm.bench.summary import COMPILED, Mean, Summary
+from evenorm.bench.table import Table as Stated
+from evenorm.bench.table import times
 from evenorm.bench.watched import BARE
 
-__all__ = ["WIDTH", "closing", "heading", "line", "mean", "times", "watch"]
+__all__ = ["WIDTH", "closing", "heading", "line", "mean", "watch"]
 
 WIDTH = 80
 
 _MARKS = {"forward": "fwd", "backward": "bwd", "both": "f+b", "training": "trn", "inference": "inf"}
 _SHORT = {"compile": "comp.", "onnxruntime": "onnx", "norm alone": "alone", "separate": "apart", COMPILED: "both comp."}
+_SHORT |= {one(OURS): "ours1", one("torch"): "tor.1"}
 _PEERS_SHOWN = 4
 # Below this the kernel's count of resident pages is too coarse.
 _LEAST_PEAK = 1 << 20
@@ -90,18 +95,9 @@ def line(row: Row) -> Text:
     text = Text(" ".join([start, *cells]))
     for name in shown(row):
         text.append(f" {times(row.ratio(name)):>5}", style="red" if name == "torch" and row.slower else "")
+    if row.descent is not None:
+        text.append(f"\n    with torch's losses: {row.descent} steps", style="dim")
     return text
-
-
-def times(ratio: float | None) -> str:
-    """A ratio in at most five characters.
-
-    >>> [times(r) for r in (0.984, 1.5, 24.19, 1234.0, None)]
-    ['0.98×', '1.50×', '24.2×', '1234×', '–']
-    """
-    if ratio is None:
-        return "–"
-    return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.1f}×" if ratio < 100 else f"{ratio:.0f}×"
 
 
 def closing(run: Run, summary: Summary) -> RenderableType:
@@ -118,9 +114,8 @@ def closing(run: Run, summary: Summary) -> RenderableType:
         )
         for share in summary.shares
     ]
-    compared = [row for row in run.rows if row.ratio("torch") is not None]
-    if compared:
-        judged = f"{len(summary.slower)} of {len(compared)} rows are slower than torch eager"
+    if summary.compared:
+        judged = f"{len(summary.slower)} of {len(summary.compared)} rows are slower than torch eager"
         parts.append(Text(f"\n{judged} by more than 10 % or 3 µs, whichever is larger.", style="bold"))
         parts.append(Text("Nearest to torch eager, its time over ours with 95 % interval:"))
     for row in summary.worst:
@@ -139,7 +134,20 @@ def closing(run: Run, summary: Summary) -> RenderableType:
     if summary.wrong:
         parts.append(Text(f"\n{len(summary.wrong)} rows have no speed:", style="bold red"))
         parts += [Text(f"  {row.title} {row.size} {_MARKS[row.direction]}: {row.ours.absent}") for row in summary.wrong]
+    parts += [part for stated in statements(run, summary) for part in _drawn(stated)]
     return Group(*parts)
+
+
+def _drawn(stated: Stated) -> Iterator[RenderableType]:
+    """A table that a run states, in the terminal's width."""
+    yield Text(f"\n{stated.title}", style="bold")
+    yield Text(stated.note, style="dim")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for position, head in enumerate(stated.heads):
+        table.add_column(head, justify="right" if position else "left", no_wrap=True)
+    for cells in stated.lines:
+        table.add_row(*cells)
+    yield table
 
 
 def _means(summary: Summary) -> Iterator[RenderableType]:

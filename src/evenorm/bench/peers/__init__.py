@@ -16,9 +16,23 @@ from torch import Tensor
 
 from evenorm.bench.case import Case, Data
 
-__all__ = ["OURS", "OURS_COMPILED", "PEERS", "Outputs", "Unavailable", "Variant", "build", "missing"]
+__all__ = [
+    "ALONE",
+    "OURS",
+    "OURS_COMPILED",
+    "PEERS",
+    "SEPARATE",
+    "Outputs",
+    "Unavailable",
+    "Variant",
+    "build",
+    "missing",
+]
 
 OURS, OURS_COMPILED = "evenorm", "evenorm compiled"
+
+ALONE, SEPARATE = "norm alone", "separate"
+"""Our layer without what is fused with it, and with torch's addition and activation after it."""
 
 Outputs = Mapping[str, "Tensor | NDArray[np.float32]"]
 """y, dx, dweight, dbias, dresidual by name, the tensors in the order of axes of the case's shape."""
@@ -54,8 +68,10 @@ def build(name: str, case: Case, data: Data) -> Variant:
     Raises:
         Unavailable: it does not offer the case.
     """
-    from evenorm.bench.peers import module
+    from evenorm.bench.peers import module, threads
 
+    if (whole := threads.many(name)) is not None:
+        return threads.Single(build(whole, case, data))
     if name in module.VARIANTS:
         return module.VARIANTS[name](case, data)
     if name == "jax":

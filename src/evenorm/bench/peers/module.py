@@ -8,21 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from evenorm.bench.activation import ACTIVATIONS
 from evenorm.bench.case import Case, Data
-from evenorm.bench.peers import OURS, OURS_COMPILED, Outputs, Unavailable
+from evenorm.bench.peers import ALONE, OURS, OURS_COMPILED, SEPARATE, Outputs, Unavailable
 
 __all__ = ["VARIANTS", "Called"]
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": functional.relu,
-    "relu6": functional.relu6,
-    "leaky_relu": functional.leaky_relu,
-    "silu": functional.silu,
-    "hardswish": functional.hardswish,
-    "gelu": functional.gelu,
-}
 
 
 class Called:
@@ -86,16 +77,16 @@ class _Separate(nn.Module):
         super().__init__()
         self.layer = layer
         self.before = case.residual == "before"
-        self.activation = None if case.activation is None else _ACTIVATIONS[case.activation]
+        self.activation = None if case.activation is None else ACTIVATIONS[case.activation]
 
     def forward(self, x: Tensor, residual: Any = None) -> Any:
-        if self.before:
-            x = x + residual
-            return self.layer(x), x
-        y: Tensor = self.layer(x)
-        if residual is not None:
+        total = x + residual if self.before else x
+        y: Tensor = self.layer(total)
+        if residual is not None and not self.before:
             y = y + residual
-        return y if self.activation is None else self.activation(y)
+        if self.activation is not None:
+            y = self.activation(y)
+        return (y, total) if self.before else y
 
 
 def _theirs(case: Case) -> nn.Module:
@@ -112,6 +103,6 @@ VARIANTS: dict[str, Callable[[Case, Data], Called]] = {
     "torch": lambda case, data: Called(_theirs(case), data),
     "compile": lambda case, data: _compiled(_theirs(case), data),
     OURS_COMPILED: lambda case, data: _compiled(case.ours(fused=True), data),
-    "norm alone": lambda case, data: Called(case.ours(), replace(data, residual=None, d_total=None)),
-    "separate": lambda case, data: Called(_Separate(case.ours(), case), data),
+    ALONE: lambda case, data: Called(case.ours(), replace(data, residual=None, d_total=None)),
+    SEPARATE: lambda case, data: Called(_Separate(case.ours(), case), data),
 }
