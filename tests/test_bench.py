@@ -216,7 +216,7 @@ def test_a_suite_that_is_late_says_what_it_leaves_out(monkeypatch: pytest.Monkey
     notes: list[str] = []
     rows = list(session.play(plans, 0.0, notes))
     assert [row.suite for row in rows] == ["layers"] * 2 + ["fused"] * 6
-    assert notes == ["4 rows of layers are left out: its 0 minutes were over; see --only"]
+    assert notes == ["4 rows of layers in fresh memory are left out: its 0 minutes were over; see --only"]
 
 
 def test_titles_stand_together() -> None:

@@ -19,7 +19,8 @@ writes `benchmarks/<date>.json`, from which this page is made.
 
 _HOW = """A result that disagrees with the float64 reference gets no time. Variants take turns within a row; a ratio is
 that of medians, above 1 where evenorm is faster, with a paired 95 % interval. *Fresh* memory is handed out by the
-operating system at each call, *reused* memory is the allocator's.
+operating system at each call, *reused* memory is the allocator's. What was aimed at
+stands beside what was measured, missed or not.
 """
 
 _NO_GPU = """Nothing was run or measured on a GPU yet: `evenorm bench --device cuda` would do it.

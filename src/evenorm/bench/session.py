@@ -35,10 +35,10 @@ def play(plans: Sequence[Plan], seconds: float, notes: list[str], device: Device
     allocator.settle()
     keeping = False
     spent: defaultdict[str, float] = defaultdict(float)
-    late: defaultdict[str, int] = defaultdict(int)
+    late: defaultdict[tuple[str, str], int] = defaultdict(int)
     for plan in plans:
         if spent[plan.suite] > LIMITS.get(plan.suite, inf):
-            late[plan.suite] += len(plan.directions)
+            late[plan.suite, plan.memory] += len(plan.directions)
             continue
         if plan.memory == suites.REUSED and not keeping:
             allocator.keep_pages()
@@ -46,8 +46,11 @@ def play(plans: Sequence[Plan], seconds: float, notes: list[str], device: Device
         start = perf_counter()
         yield from measure(plan, seconds, device)
         spent[plan.suite] += perf_counter() - start
-    for suite, rows in late.items():
-        notes.append(f"{rows} rows of {suite} are left out: its {LIMITS[suite] / 60:g} minutes were over; see --only")
+    for (suite, memory), rows in late.items():
+        notes.append(
+            f"{rows} rows of {suite} in {memory} memory are left out: its {LIMITS[suite] / 60:g} minutes were over; "
+            "see --only"
+        )
 
 
 def _label(plan: Plan) -> str:
