@@ -1,6 +1,7 @@
 """The benchmark's gate: what passes it, and that nothing wrong does."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from evenorm.bench import expected, gate
 from evenorm.bench.activation import ACTIVATIONS
 from evenorm.bench.case import Case, Data
-from evenorm.bench.peers import OURS, build
+from evenorm.bench.peers import OURS, build, module
 
 CASES = [
     Case("", "BatchNorm2d", (4, 8, 3, 5)),
@@ -120,3 +121,17 @@ def test_onnxruntime_computes_the_same(case: Case) -> None:
     verdict = gate.check(case, data, {"onnxruntime": build("onnxruntime", case, data).outputs()})["onnxruntime"]
     assert verdict.fault is None
     assert verdict.errors.keys() == {"y without grad"}
+
+
+@pytest.mark.parametrize("name", [OURS, "torch"])
+def test_running_statistics_that_are_not_kept_up_are_wrong(name: str) -> None:
+    case = CASES[0]
+    data = Data.of(case)
+    variant = module.VARIANTS[name](case, data)
+    right = variant.outputs()
+    assert {"running_mean", "running_var"} <= right.keys()
+    forgetful = module.VARIANTS[name](case, data)
+    layer: Any = forgetful.module
+    layer.momentum = 0.0
+    verdict = gate.check(case, data, {name: forgetful.outputs()})[name]
+    assert "running_" in str(verdict.fault)

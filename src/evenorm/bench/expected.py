@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ _K = 8.0
 _SLICE = 1 << 16
 # Roundings that a peer may make on the way: inputs, normalized, scaled, added.
 _PEER_ROUNDINGS = 4.0
+# How often a variant is called until its outputs are there.
+_CALLS = 2
 # Slopes jump where activations have a kink, at |z| of these.
 _KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "relu6": (0.0, 6.0), "hardswish": (3.0,)}
 
@@ -48,7 +50,7 @@ class Bounded(NamedTuple):
 
 
 class _Sum(NamedTuple):
-    """A part of a parameter's gradient: its value, the squares and the number of its terms, its error squared."""
+    """A part of a value for each channel: the value, the squares and the number of its terms, its error squared."""
 
     values: Array
     squares: Array
@@ -161,7 +163,22 @@ class Reference:
                 off = _K * _EPSILON * condition * flow * (5.0 if name == "dweight" else 1.0)
                 n = dy.size / values.size
                 sums[name] = _Sum(values, squares, np.full_like(values, n), np.full_like(values, off * off * n))
+        if case.family == "BatchNorm" and data.mask is None:
+            sums |= self._history(where, mean, variance, count, error)
         return Slice(z, scale, elements, sums)
+
+    def _history(self, where: Where, mean: Array, variance: Array, count: int, error: float) -> dict[str, _Sum]:
+        """Running statistics after two calls, one without and one with gradients."""
+        channels, layer = where[-1], cast(Any, self.layer)
+        old = {"running_mean": array(self.data.mean[channels]), "running_var": array(self.data.variance[channels])}
+        new = {"running_mean": mean, "running_var": variance * count / max(count - 1, 1)}
+        scales = {"running_mean": np.sqrt(variance), "running_var": 2 * variance}
+        stays = 1.0 if self.case.uses_history else (1 - layer.momentum) ** _CALLS
+        none = np.zeros_like(mean)
+        return {
+            name: _Sum(stays * old[name] + (1 - stays) * new[name], none, none, (error * scales[name]) ** 2)
+            for name in old
+        }
 
     def _mask(self, where: Where) -> Any:
         """Of lengths: the same for all channels."""
@@ -171,7 +188,7 @@ class Reference:
         return mask if self.case.sliced_axis else mask[where]
 
     def totals(self, parts: list[dict[str, _Sum]]) -> dict[str, Bounded]:
-        """The parameters' gradients of the whole from those of the slices."""
+        """The parameters' gradients and the history of the whole from those of the slices."""
         found = {}
         epsilon, own = torch.finfo(self.case.torch_dtype).eps, torch.finfo(self.case.parameter_dtype).eps
         for name in parts[0]:

@@ -16,6 +16,9 @@ from evenorm.bench.peers import ALONE, OURS, OURS_COMPILED, SEPARATE, Outputs, U
 __all__ = ["VARIANTS", "Called"]
 
 
+_HISTORY = ("running_mean", "running_var")
+
+
 class Called:
     """A module called on the case's tensors."""
 
@@ -40,7 +43,7 @@ class Called:
         return self._forward if direction == "forward" else self._both
 
     def outputs(self) -> Outputs:
-        """y without and with gradients, and every gradient."""
+        """y without and with gradients, every gradient, and the running statistics after both."""
         with torch.no_grad():
             bare = self.module(self.x, **self.options)
         y = self.module(self.x, **self.options)
@@ -51,6 +54,10 @@ class Called:
         for name, parameter in self.module.named_parameters():
             found[f"d{name.rpartition('.')[2]}"] = parameter.grad
         found |= {f"d{name}": tensor.grad for name, tensor in self.options.items() if tensor.requires_grad}
+        # Moved twice by now, where the layer learns them: keeping them up is a part of what is timed.
+        for name, buffer in self.module.named_buffers():
+            if (history := name.rpartition(".")[2]) in _HISTORY:
+                found[history] = buffer.clone()
         self._clear()
         return found
 
