@@ -3,10 +3,10 @@
 import torch
 
 from evenorm import Affine, Pattern
-from evenorm.kernels import candidates
+from evenorm.kernels import Signature, candidates
 
 __all__ = ["AVAILABLE", "WITHOUT_EXTENSION"]
 
-_ANSWERS = candidates(torch.ones(2, 2), Pattern.parse("n [d]"), Affine())
+_ANSWERS = candidates(Signature.of(torch.ones(2, 2)), Pattern.parse("n [d]"), Affine())
 AVAILABLE = [answer.name for answer in _ANSWERS if answer.reason is None]
 WITHOUT_EXTENSION = "cpu" not in AVAILABLE

@@ -7,7 +7,7 @@ import torch
 
 import evenorm
 from evenorm import Affine, Epilogue, Pattern
-from evenorm.kernels import Finish, KernelError, aten, candidates, reference
+from evenorm.kernels import Finish, KernelError, Signature, aten, candidates, reference
 
 PATTERN = Pattern.parse("... [d]")
 DOUBLE = torch.float64
@@ -34,7 +34,7 @@ def test_the_reference(activation: str, offset: float) -> None:
 
 def test_it_stands_between_the_others_and_rows_do_not_count() -> None:
     for rows in (1, 40_000):
-        answers = candidates(torch.ones(rows, 8, dtype=DOUBLE), PATTERN, Affine("d"))
+        answers = candidates(Signature.of(torch.ones(rows, 8, dtype=DOUBLE)), PATTERN, Affine("d"))
         assert [a.name for a in answers if a.name != "triton"] == ["cpu", "aten", "eager"]
         assert answers[[a.name for a in answers].index("aten")].reason is None
 

@@ -255,6 +255,8 @@ def test_rich_shows_the_same_text() -> None:
         (torch.nn.BatchNorm2d(3), (2, 3, 4, 4), {}, TypeError, "expected a layer of evenorm"),
         ("n [d]", torch.zeros(2, 3, dtype=torch.long), {}, TypeError, "floating-point"),
         ("n [d]", torch.zeros(2, 3), {"dtype": torch.float32}, ValueError, "the tensor has its own"),
+        ("n [d]", torch.zeros(2, 3), {"device": "cuda"}, ValueError, "the tensor has its own"),
+        ("n [d]", (2, 3), {"device": "tpx"}, ValueError, "a device like cpu or cuda, got 'tpx'"),
         ("n [d]", (2, -3), {}, ValueError, "a tensor or its shape"),
         ("n [d]", (10**7, 10**7), {}, ValueError, "does not fit into memory"),
         ("n [d]", (2, 3), {"affine": "q"}, PatternError, "'q'"),
@@ -274,6 +276,17 @@ def test_the_verb_says_the_numbers() -> None:
     assert result.exit_code == 0
     for said in ("25,088 values per statistic", "64 statistics", "128 parameters"):
         assert said in result.stdout
+
+
+def test_the_verb_answers_for_a_device() -> None:
+    shape = ("--shape", "8,64", "--json")
+    here, there = (json.loads(command("LayerNorm", *shape, "--device", name).stdout) for name in ("cpu", "cuda:1"))
+    assert (here["device"], there["device"]) == ("cpu", "cuda")
+    answers = {candidate["name"]: candidate["reason"] for candidate in there["candidates"]}
+    assert answers["cpu"] in ("the tensor is on cuda", "the C++ extension was not built")
+    result = command("--help")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "cpu or cuda, which need not be here." in result.stdout
 
 
 @pytest.mark.parametrize("arguments", [("n (g [c]) [...]", "--size", "g=32"), ("GroupNorm", "--groups", "32")])
@@ -325,6 +338,7 @@ def test_a_wrong_pattern_gets_a_caret(pattern: str, caret: str | None) -> None:
         (("n [d]", "--shape", "8,4", "--size", "8"), "--size: expected an axis and its size"),
         (("n [d]", "--shape", "8,4", "--dtype", "half precision"), "--dtype: expected float32"),
         (("n [d]", "--shape", "8,4", "--kernel", "cuda"), "there is no kernel 'cuda'"),
+        (("n [d]", "--shape", "8,4", "--device", "tpx"), "a device like cpu or cuda, got 'tpx'"),
         (("GroupNorm", "--shape", "8,48"), "num_groups must divide"),
     ],
 )

@@ -119,10 +119,10 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     names = ("declines", "moments", "apply", "forward", "grad_sums", "grad_input")
     verbs = SimpleNamespace(name="planted", **{name: getattr(eager, name) for name in names})
     # Which kernel a call gets is remembered.
-    kernels._choose.cache_clear()
+    kernels.choice.cache_clear()
     monkeypatch.setattr(kernels, "KERNELS", (verbs, *kernels.KERNELS))
     yield verbs
-    kernels._choose.cache_clear()
+    kernels.choice.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -207,12 +207,12 @@ def test_what_a_transform_left_behind_goes_the_whole_way(taken: list[str]) -> No
 
 def test_without_the_extension_calls_go_the_whole_way(monkeypatch: pytest.MonkeyPatch, taken: list[str]) -> None:
     monkeypatch.setattr(cpu, "_cpu", None)
-    kernels._choose.cache_clear()
+    kernels.choice.cache_clear()
     layer, x = evenorm.LayerNorm(6), torch.randn(4, 6)
     torch.testing.assert_close(layer(x), torch.nn.functional.layer_norm(x, (6,)))
     torch.testing.assert_close(layer(x), torch.nn.functional.layer_norm(x, (6,)))
     assert not taken
-    kernels._choose.cache_clear()
+    kernels.choice.cache_clear()
 
 
 def test_a_graph_that_outlives_its_program_is_no_news() -> None:

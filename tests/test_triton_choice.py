@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import evenorm
-from evenorm import Affine, Pattern
+from evenorm import Affine, Pattern, kernels
 from evenorm.bench import dist, gate, suites
 from evenorm.bench.case import Case, Data
 from evenorm.bench.device import DEVICES, Device
@@ -28,10 +29,13 @@ def signature(**changes: object) -> Signature:
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine with Triton, not interpreted."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(triton, "installed", lambda: True)
+    kernels.choice.cache_clear()
+    yield
+    kernels.choice.cache_clear()
 
 
 @pytest.mark.usefixtures("compiled")
@@ -106,7 +110,7 @@ def test_what_it_runs_on_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_choice_does_not_depend_on_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for rows in (1, 2, 5000):
-        found = {c.name: c.reason for c in candidates(torch.ones(rows, 8), ROWS, LAST)}
+        found = {c.name: c.reason for c in candidates(Signature.of(torch.ones(rows, 8)), ROWS, LAST)}
         assert found["triton"] is None or not triton.installed()
 
 
@@ -120,6 +124,56 @@ def test_asked_for_by_name_it_says_why_not() -> None:
 
 def test_explain_names_the_reason() -> None:
     assert "declines: the tensor is on cpu" in str(evenorm.explain(evenorm.LayerNorm(6), (4, 6)))
+
+
+def explained(*arguments: str) -> str:
+    """What the command says of a GPU, as one line."""
+    found = CliRunner().invoke(app, ["explain", *arguments, "--device", "cuda"], env={"COLUMNS": "80"})
+    assert found.exit_code == 0, found.output
+    assert max(map(len, found.stdout.splitlines())) <= 80
+    return " ".join(found.stdout.split())
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("LayerNorm", "--shape", "4,6"), "triton chosen"),
+        (("BatchNorm2d", "--shape", "4,6,5,5", "--channels-last", "--eval"), "triton chosen"),
+        (("LayerNorm", "--shape", "4,6", "--kernel", "triton"), "triton chosen, asked for by name"),
+        (
+            ("LayerNorm", "--shape", "4,6", "--dtype", "float8_e4m3fn"),
+            "triton declines: torch.float8_e4m3fn is not among its dtypes",
+        ),
+        (("n [d]", "--shape", "0,6"), "triton declines: the tensor is empty"),
+        (
+            ("n ([g] c=3) ([k] l=2)", "--shape", "4,6,10"),
+            "triton declines: keep n, reduce g, keep c, reduce k, keep l is more than keep, reduce, keep, reduce",
+        ),
+        (("n [d]", "--shape", "0,6", "--kernel", "triton"), "'triton' was asked for by name, so the call fails"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_the_terminal_answers_for_a_gpu(arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, too, and what it then takes for granted is said."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    text = explained(*arguments)
+    assert said in text
+    assert "There is no GPU here: the answer is for one of NVIDIA's, of compute capability 7.0 or later" in text
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_terminal_names_what_a_gpu_here_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, 1))
+    text = explained("LayerNorm", "--shape", "4,6")
+    assert "triton declines: a GPU here has compute capability 6.1, and Triton takes 7.0 and later" in text
+    assert "There is no GPU here" not in text
+    kernels.choice.cache_clear()
+    monkeypatch.setattr(triton, "installed", lambda: False)
+    assert "triton declines: Triton is not installed" in explained("LayerNorm", "--shape", "4,6")
 
 
 def test_triton_is_not_imported_without_a_gpu() -> None:

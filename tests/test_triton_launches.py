@@ -26,9 +26,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(triton, "declines", lambda *_: None)
     monkeypatch.setattr(Call, "_launch", note)
-    kernels._choose.cache_clear()
+    kernels.choice.cache_clear()
     yield names
-    kernels._choose.cache_clear()
+    kernels.choice.cache_clear()
 
 
 LAYERS: list[tuple[Callable[..., Layer], tuple[int, ...], tuple[str, ...], tuple[str, ...]]] = [

@@ -63,6 +63,7 @@ def explain(
     shape: Annotated[str, typer.Option(metavar="8,64,…", help="Shape of the input; sizes the layer too.")],
     dtype: Annotated[str, typer.Option(help="Of the input.")] = "float32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels innermost in memory.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda, which need not be here.")] = "cpu",
     evaluation: Annotated[bool, typer.Option("--eval", help="In evaluation instead of training.")] = False,
     size: Annotated[list[str], typer.Option(metavar="g=8", help="Size of a pattern's axis; repeatable.")] = [],  # noqa: B006
     affine: Annotated[str, typer.Option(metavar="AXES", help="Axes of a pattern's weight and bias.")] = "",
@@ -82,6 +83,7 @@ def explain(
         shape=shape,
         dtype=dtype,
         channels_last=channels_last,
+        device=device,
         evaluation=evaluation,
         sizes=size,
         affine=affine,

@@ -12,7 +12,7 @@ from torch import Tensor
 from evenorm.affine import Affine
 from evenorm.explain.explanation import Explanation
 from evenorm.explain.sizing import lacks_samples
-from evenorm.kernels import Candidate, candidates, choose, eager, must_compose
+from evenorm.kernels import Candidate, Signature, candidates, choice, eager, must_compose, triton
 from evenorm.kernels import mask as masks
 from evenorm.layers.layer import Layer
 from evenorm.pattern import Pattern, PatternError, naming
@@ -28,6 +28,7 @@ def explain(
     *,
     dtype: torch.dtype | None = None,
     channels_last: bool = False,
+    device: torch.device | str | None = None,
     affine: str | Affine = "",
     kernel: str | None = None,
     mask: Tensor | None = None,
@@ -40,6 +41,7 @@ def explain(
         x: the input, or its shape.
         dtype: of the input where only its shape is given; the layer's unless given.
         channels_last: whether the channels lie innermost in memory, likewise.
+        device: where the call would be made, likewise; ``"cuda"`` is answered for without a GPU too.
         affine: the axes of weight and bias, for a pattern.
         kernel: the kernel to use, by name; the layer's choice unless given.
         mask: which positions are valid, as the call takes it; what it leaves of each statistic is noted.
@@ -73,13 +75,14 @@ def explain(
         )
     if not isinstance(x, Tensor):
         x = _blank(layer, shape, dtype, channels_last)
-    elif dtype or channels_last:
-        raise ValueError("explain: dtype and channels_last describe a shape; the tensor has its own")
+    elif dtype or channels_last or device:
+        raise ValueError("explain: dtype, channels_last and device describe a shape; the tensor has its own")
     if not x.is_floating_point():
         raise TypeError(f"explain: expected a floating-point tensor, got {x.dtype}; choose a dtype like float32")
     if kernel:
         recipe = replace(recipe, kernel=kernel)
-    return _of_pattern(recipe, x, mask) if layer is None else _of_layer(layer, recipe, x, mask)
+    place = x.device.type if device is None else _place(device)
+    return _of_pattern(recipe, x, place, mask) if layer is None else _of_layer(layer, recipe, x, place, mask)
 
 
 def _recipe(pattern: str | Pattern, shape: tuple[int, ...], affine: str | Affine, sizes: dict[str, int]) -> Recipe:
@@ -112,15 +115,24 @@ def _blank(layer: Layer | None, shape: tuple[int, ...], dtype: torch.dtype | Non
     return x.movedim(-1, 1) if order is not shape else x
 
 
-def _of_pattern(recipe: Recipe, x: Tensor, mask: Tensor | None) -> Explanation:
+def _place(device: torch.device | str) -> str:
+    """The kind of a device, which need not be there."""
+    try:
+        return torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"explain: expected a device like cpu or cuda, got {device!r}") from None
+
+
+def _of_pattern(recipe: Recipe, x: Tensor, place: str, mask: Tensor | None) -> Explanation:
     if mask is not None:
         with naming("explain"):
             mask = masks.lay(mask, x, recipe.pattern.bind(x.shape), recipe.affine.axes)
     parameters = 2 * prod(recipe.pattern.bind(x.shape).sizes(recipe.affine.axes)) if recipe.affine.axes else 0
-    return _found(f"Normalization over {recipe.pattern}", recipe, recipe.pattern, x, parameters=parameters, mask=mask)
+    subject = f"Normalization over {recipe.pattern}"
+    return _found(subject, recipe, recipe.pattern, x, place, parameters=parameters, mask=mask)
 
 
-def _of_layer(layer: Layer, recipe: Recipe, x: Tensor, mask: Tensor | None) -> Explanation:
+def _of_layer(layer: Layer, recipe: Recipe, x: Tensor, place: str, mask: Tensor | None) -> Explanation:
     pattern, history, note = recipe.pattern, layer.history, ""
     if lacks_samples(type(layer), x.dim()):
         x, note = x[None], "The input is one sample; n is the axis that it lacks."
@@ -147,6 +159,7 @@ def _of_layer(layer: Layer, recipe: Recipe, x: Tensor, mask: Tensor | None) -> E
         recipe,
         pattern,
         x,
+        place,
         others=(*own, *kept),
         parameters=sum(t.numel() for t in own),
         history_bytes=sum(t.numel() * t.element_size() for t in kept),
@@ -176,6 +189,7 @@ def _found(
     recipe: Recipe,
     pattern: Pattern,
     x: Tensor,
+    place: str,
     *,
     others: Sequence[Tensor] = (),
     parameters: int,
@@ -185,9 +199,9 @@ def _found(
     mask: Tensor | None = None,
 ) -> Explanation:
     binding = pattern.bind(x.shape)
-    answers, chosen = _kernels(recipe, pattern, x, others, mask)
-    if mask is not None:
-        note = f"{note} {_valid(mask, x, pattern, remembers)}".strip()
+    signature = Signature.of(x, mask)._replace(device=place)
+    answers, chosen = _kernels(recipe, pattern, signature, must_compose(x, *others))
+    notes = (note, "" if mask is None else _valid(mask, x, pattern, remembers), _assumed(place))
     return Explanation(
         subject=subject,
         recipe=recipe,
@@ -195,6 +209,7 @@ def _found(
         shape=tuple(x.shape),
         dtype=x.dtype,
         memory_format=_memory_format(x),
+        device=place,
         statistics=prod(binding.statistics_shape),
         values=binding.count,
         parameters=parameters,
@@ -203,8 +218,15 @@ def _found(
         candidates=answers,
         chosen=chosen,
         remembers=remembers,
-        note=note,
+        note=" ".join(filter(None, notes)),
     )
+
+
+def _assumed(place: str) -> str:
+    """What an answer for a GPU takes for granted where there is none to ask."""
+    if place != "cuda" or torch.cuda.is_available():
+        return ""
+    return f"There is no GPU here: the answer is for {triton.FIT}, with what is installed here."
 
 
 def _valid(mask: Tensor, x: Tensor, pattern: Pattern, remembers: bool) -> str:
@@ -220,18 +242,17 @@ def _valid(mask: Tensor, x: Tensor, pattern: Pattern, remembers: bool) -> str:
 
 
 def _kernels(
-    recipe: Recipe, pattern: Pattern, x: Tensor, others: Sequence[Tensor], mask: Tensor | None
+    recipe: Recipe, pattern: Pattern, signature: Signature, composed: str | None
 ) -> tuple[tuple[Candidate, ...], str | None]:
-    """Every kernel's answer, and who takes the call."""
-    answers = candidates(x, pattern, recipe.affine, mask)
-    composed = must_compose(x, *others)
+    """Every kernel's answer, and who takes the call; ``composed`` is why plain operations must."""
+    answers = candidates(signature, pattern, recipe.affine)
     if composed is not None:
         answers = [a if a.name == eager.name else Candidate(a.name, a.reason or composed) for a in answers]
         return tuple(answers), eager.name
     asked = [a for a in answers if a.name == recipe.kernel]
     if asked and asked[0].reason is not None:
         return tuple(answers), None
-    return tuple(answers), choose(x, pattern, recipe.affine, recipe.kernel, mask).name
+    return tuple(answers), choice(signature, pattern, recipe.affine, recipe.kernel).name
 
 
 def _plan(pattern: Pattern, affine: Affine, x: Tensor) -> Plan | str:

@@ -41,7 +41,7 @@ class Explanation:
         subject: the layer or pattern, as it prints.
         recipe: the normalizer, spelled out.
         pattern: what shares statistics in this call: the recipe's pattern, or the running average's.
-        shape, dtype, memory_format: the input.
+        shape, dtype, memory_format, device: the input.
         statistics: how many there are.
         values: values per statistic.
         parameters: values of weight and bias together.
@@ -59,6 +59,7 @@ class Explanation:
     shape: tuple[int, ...]
     dtype: torch.dtype
     memory_format: str
+    device: str
     statistics: int
     values: int
     parameters: int
@@ -85,6 +86,7 @@ class Explanation:
             "shape": list(self.shape),
             "dtype": _name(self.dtype),
             "memory_format": self.memory_format,
+            "device": self.device,
             "axes": [part._asdict() for part in self.drawing.axes],
             "statistics": self.statistics,
             "values_per_statistic": self.values,
@@ -127,7 +129,7 @@ class Explanation:
         sizes = " × ".join(f"{size:,}" for size in self.shape) or "one number"
         return [
             *_entry("pattern", f"{self.pattern}{here}"),
-            *_entry("input", f"{sizes}, {_name(self.dtype)}, {self.memory_format}"),
+            *_entry("input", f"{sizes}, {_name(self.dtype)}, {self.memory_format}, on {self.device}"),
             *_entry("axes", " | ".join(str(part).replace(" ", _NO_BREAK) for part in self.drawing.axes)),
         ]
 

@@ -31,6 +31,7 @@ __all__ = [
     "Signature",
     "backward",
     "candidates",
+    "choice",
     "choose",
     "exporting",
     "must_compose",
@@ -107,9 +108,8 @@ class Candidate(NamedTuple):
     reason: str | None
 
 
-def candidates(x: Tensor, pattern: Pattern, affine: Affine, mask: Tensor | None = None) -> list[Candidate]:
-    """What every kernel answers to this call, in the order in which they are asked."""
-    signature = Signature.of(x, mask)
+def candidates(signature: Signature, pattern: Pattern, affine: Affine) -> list[Candidate]:
+    """What every kernel answers to a call, in the order in which they are asked."""
     return [Candidate(kernel.name, kernel.declines(signature, pattern, affine)) for kernel in KERNELS]
 
 
@@ -119,11 +119,12 @@ def choose(x: Tensor, pattern: Pattern, affine: Affine, name: str | None = None,
     Raises:
         KernelError: the named kernel is unknown or declines.
     """
-    return _choose(Signature.of(x, mask), pattern, affine, name)
+    return choice(Signature.of(x, mask), pattern, affine, name)
 
 
 @lru_cache(maxsize=4096)
-def _choose(signature: Signature, pattern: Pattern, affine: Affine, name: str | None) -> Kernel:
+def choice(signature: Signature, pattern: Pattern, affine: Affine, name: str | None = None) -> Kernel:
+    """What :func:`choose` finds for tensors of this signature."""
     for kernel in KERNELS:
         if name is None:
             if kernel.declines(signature, pattern, affine) is None:

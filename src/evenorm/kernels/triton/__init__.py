@@ -23,6 +23,7 @@ from evenorm.kernels.triton.prepared import planned
 from evenorm.pattern import Pattern
 
 __all__ = [
+    "FIT",
     "apply",
     "backward",
     "declines",
@@ -44,6 +45,8 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _NOTHING = Finish(Affine(), Epilogue())
 # Volta's compute capability, the least that Triton compiles for.
 _OLDEST = (7, 0)
+# What `unfit` finds no fault with.
+FIT = "one of NVIDIA's, of compute capability {}.{} or later".format(*_OLDEST)
 
 
 def interpreted() -> bool:
