@@ -105,6 +105,7 @@ def test_scaling_is_one_thread_s_time_over_that_of_all() -> None:
     # The same layers stand in the suite ``layers``, where they are judged.
     assert not summary.means
     assert not summary.compared
+    assert aimed(run_of(row)) == {}
 
 
 def test_a_single_variant_has_one_thread_and_gives_the_others_back() -> None:

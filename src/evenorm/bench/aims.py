@@ -83,8 +83,7 @@ def _layers(peer: str, dtype: str, direction: str, run: Run, summary: Summary) -
 
 
 def _slower(run: Run, summary: Summary) -> Figure | None:
-    compared = any(row.ratio("torch") is not None for row in run.rows)
-    return Figure(len(summary.slower)) if compared else None
+    return Figure(len(summary.slower)) if summary.compared else None
 
 
 def _share(direction: str, sweeps: int, run: Run, summary: Summary) -> Figure | None:
