@@ -1,7 +1,7 @@
 """Compiles the kernels of some calls for a GPU that need not be there, down to its machine code.
 
-One line of JSON for each kernel: what its programs take of the GPU, how many loads are of two bytes each, and how many
-instructions leave open in which order programs add.
+One line of JSON for each kernel: the number of its call, what its programs take of the GPU, how many loads are of two
+bytes each, how many instructions leave open in which order programs add, and which elements each thread adds up.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ def resources(binary: bytes) -> dict[str, int]:
     return dict(zip(("registers", "stack", "shared"), map(int, found.groups()), strict=True))
 
 
+def added(code: str) -> list[str]:
+    """Of each sum the tile that is added up, and how it lies on threads and warps."""
+    layouts = dict(re.findall(r"^(#\w+) = (.+)$", code, re.MULTILINE))
+    tiles = re.findall(r"\}\) : \((tensor<.+?>)\)", code)
+    return [re.sub(r"#\w+", lambda name: layouts[name[0]], tile) for tile in tiles]
+
+
 def step(call: dict[str, Any], offset: int = 0) -> None:
     """Forward and backward of a call, on tensors of the CPU that no kernel runs on.
 
@@ -63,7 +71,9 @@ def step(call: dict[str, Any], offset: int = 0) -> None:
     pattern, affine = Pattern.parse(call["pattern"]), Affine(call["affine"], **call.get("order", {}))
     centered = call.get("centered", True)
     dtype = getattr(torch, call["dtype"])
-    x = torch.empty(prod(call["shape"]) + offset, dtype=dtype)[offset:].view(call["shape"])
+    *rows, width = call["shape"]
+    row = width + call.get("gap", 0)
+    x = torch.empty(prod(rows) * row + offset, dtype=dtype)[offset:].view(*rows, row)[..., :width]
     if call.get("channels_last"):
         x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
     size = pattern.bind(x.shape).sizes(affine.axes)
@@ -85,18 +95,19 @@ def compile_all(calls: list[dict[str, Any]], capability: int) -> None:
 
     driver.set_active(Absent(capability))
 
-    def compile_only(launch: Launch, operands: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    def compile_only(number: int, launch: Launch, operands: tuple[Any, ...], constants: dict[str, Any]) -> None:
         kernel, programs = launch.kernel, launch.programs
         given = (*operands, *launch.numbers)
         made = device.KERNELS[kernel].warmup(*given, grid=(programs,), **launch.constants, **constants)
         code = made.asm["ptx"]
         counted = {"narrow": code.count("ld.global.b16 "), "atomic": len(re.findall(r"\b(?:atom|red)\.", code))}
-        found = {"kernel": kernel, "programs": programs, **counted, **resources(made.asm["cubin"])}
+        found = {"call": number, "kernel": kernel, "programs": programs, **counted, **resources(made.asm["cubin"])}
+        found["added"] = added(made.asm["ttgir"])
         sys.stdout.write(f"{json.dumps(found)}\n")
 
-    device.start = compile_only
-    for call in calls:
-        step(call)
+    for number, call in enumerate(calls):
+        device.start = partial(compile_only, number)
+        step(call, call.get("offset", 0))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,9 @@ import evenorm
 from evenorm import Affine, Epilogue, Pattern
 from evenorm.epilogue import ACTIVATIONS
 from evenorm.kernels import Finish, eager, triton
+from evenorm.kernels.triton.bundle import Block, Space
 from evenorm.kernels.triton.call import Call
+from evenorm.kernels.triton.view import Quad
 from evenorm.moments import Moments
 from gpu import DEVICE, GPU, poison, shortly, shrink, there
 from gpu_setting import EPS, Setting, assert_near, assert_verbs, tensors
@@ -176,6 +180,50 @@ def test_a_row_does_not_depend_on_its_neighbors(width: int, monkeypatch: pytest.
     for mine, all_rows in zip(rows(strange, dy), whole, strict=True):
         assert torch.equal(mine[0], all_rows[0])
         assert mine[1:].isnan().all()
+
+
+def off_address(tensor: Tensor) -> Tensor:
+    return there(torch.empty(tensor.numel() + 1))[1:].view(tensor.shape).copy_(tensor)
+
+
+def with_a_gap(tensor: Tensor) -> Tensor:
+    return there(torch.empty(*tensor.shape[:-1], tensor.shape[-1] + 3))[..., :-3].copy_(tensor)
+
+
+@pytest.mark.parametrize("lay", [off_address, with_a_gap])
+def test_a_row_does_not_depend_on_its_address(lay: Callable[[Tensor], Tensor]) -> None:
+    """It is read in words of the same size everywhere, if need be from a copy; nor do the parameters decide."""
+    setting = Setting("... [d]", "d", (3, 8))
+    finish, (x, dy) = setting.finish("silu", residual=True), tensors(setting, None)
+    assert finish.weight is not None
+    assert finish.bias is not None
+    assert finish.residual is not None
+    elsewhere = Finish(
+        *(finish.affine, finish.epilogue, off_address(finish.weight), off_address(finish.bias), lay(finish.residual))
+    )
+    pattern, results = setting.parsed, []
+    for a, b, beside in ((x, dy, finish), (lay(x), lay(dy), elsewhere)):
+        call = Call(a, pattern, beside, None, dy=b)
+        for read in (call.x, call.dy, call.residual, call.weight, call.bias):
+            assert read is not None
+            assert read.data_ptr() % 16 == 0
+            assert read.is_contiguous()
+        y, mean, m2 = triton.forward(a, pattern, True, EPS, beside)
+        results.append((y, mean, m2, *triton.backward(b, a, pattern, True, EPS, mean, m2, beside)))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_places_beyond_31_bits() -> None:
+    """Of a tensor of more elements than an int32 counts."""
+    from gpu_places import first_places
+
+    far, tile = 2**31 - 1, Block(4, 2, 8, 1, 1, 1)
+    size, affine = Quad(1, 2**40, 2**40, 2**40), (1, 1, 1)
+    for across, expected in ((1, (4 * far - 4, 2 * far, 0)), (far, (0, 2 * far, 8 * far - 8))):
+        found = there(torch.zeros(3, dtype=torch.int64))
+        first_places[(1,)](found, far, far - 1, Space(size, size, size, size, affine, across, 2**40, 2**40), tile)
+        assert found.tolist() == list(expected)
 
 
 @pytest.mark.parametrize("setting", [SETTINGS["batch"], SETTINGS["layer"]], ids=["batch", "layer"])

@@ -139,6 +139,10 @@ def test_tiles_cover_everything_once(
         chosen = tile(found, whole, itemsize)
         assert chosen.outer * chosen.group * chosen.inner <= max(whole, chosen.group)
         assert covers(chosen, found)
+        # A run begins at a multiple of its word wherever it lies.
+        units = {Along.OUTER: chosen.outer_unit, Along.GROUP: chosen.group_unit, Along.INNER: chosen.unit}
+        assert all(unit == 1 for level, unit in units.items() if level != found.dense_level)
+        assert found.reads_words(found.dense, units[found.dense_level])
         cut, each = pieces(found, chosen)
         assert (cut - 1) * each < chosen.count <= cut * each
         assert cut > 1 or chosen.single or chosen.group * found.values <= ALONE

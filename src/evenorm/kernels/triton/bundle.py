@@ -50,11 +50,13 @@ class Slots(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The elements of a tile; the unit, which makes loads wide."""
+    """The elements of a tile; the units, of which a run's first place is a multiple, so that loads are wide."""
 
     outer: int
     group: int
     inner: int
+    outer_unit: int
+    group_unit: int
     unit: int
 
 

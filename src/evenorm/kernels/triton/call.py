@@ -11,7 +11,7 @@ from evenorm.kernels import mask as masks
 from evenorm.kernels.finish import Finish
 from evenorm.kernels.operands import Operands
 from evenorm.kernels.triton.bundle import Beside
-from evenorm.kernels.triton.prepared import Launch, prepared
+from evenorm.kernels.triton.prepared import ALIGNED, Launch, prepared
 from evenorm.kernels.triton.view import Quad, strides_on
 from evenorm.pattern import Pattern
 
@@ -32,12 +32,16 @@ class Call(Operands):
         eps: float = 0.0,
         dy: Tensor | None = None,
     ) -> None:
-        self.prepared = prepared(
-            *(pattern, finish.affine, finish.epilogue, centered, eps, x.dtype, x.device),
-            *(x.shape, x.stride(), None if dy is None else dy.stride()),
-        )
-        super().__init__(self.prepared.plan, x, finish, dy)
-        self.weight, self.bias = self.parameter(finish.weight), self.parameter(finish.bias)
+        signature = (pattern, finish.affine, finish.epilogue, centered, eps, x.dtype, x.device, x.shape)
+        made = prepared(*signature, x.stride(), None if dy is None else dy.stride())
+        if made.word > 1 and not (_is_even(x, made.reads[0]) and (dy is None or _is_even(dy, made.reads[1]))):
+            # In narrower words a row would be added up in another order.
+            x, dy = x.clone(), None if dy is None else dy.clone()
+            made = prepared(*signature, x.stride(), None if dy is None else dy.stride())
+        self.prepared = made
+        super().__init__(made.plan, x, finish, dy)
+        self.residual, self.output = _aligned(self.residual), _aligned(self.output)
+        self.weight, self.bias = _aligned(self.parameter(finish.weight)), _aligned(self.parameter(finish.bias))
         self.mask: Tensor | None = None
         self.mask_strides = Quad(0, 0, 0, 0)
         self.counts: Tensor | None = None
@@ -140,3 +144,12 @@ class Call(Operands):
         from evenorm.kernels.triton.device import start
 
         start(launch, operands, constants)
+
+
+def _is_even(tensor: Tensor, reads: bool) -> bool:
+    return reads and tensor.data_ptr() % ALIGNED == 0
+
+
+def _aligned(tensor: Tensor | None) -> Tensor | None:
+    """A tensor from an address on from which wide words are read."""
+    return tensor if tensor is None or tensor.data_ptr() % ALIGNED == 0 else tensor.clone()

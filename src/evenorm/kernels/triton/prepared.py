@@ -13,13 +13,15 @@ from torch import Tensor
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
 from evenorm.kernels.triton.bundle import Block, Finishing, Layout, Slots, Space
-from evenorm.kernels.triton.tile import LOOP, WHOLE, WHOLE_BACKWARD, Tile, parts, pieces, power, share, tile
+from evenorm.kernels.triton.tile import LOOP, WHOLE, WHOLE_BACKWARD, Tile, parts, pieces, power, share, tile, word
 from evenorm.kernels.triton.view import Quad, View, view
 from evenorm.pattern import Pattern
 from evenorm.plan import Plan, Strides, Unplannable, make_plan
 
-__all__ = ["Launch", "Prepared", "planned", "prepared"]
+__all__ = ["ALIGNED", "Launch", "Prepared", "planned", "prepared"]
 
+# Of an address, in bytes: what the compiler knows to be a multiple of this it loads in wide words.
+ALIGNED = 16
 # Moments that one program merges.
 _MERGED = 2048
 # Of a thread: 16 warps of a multiprocessor have so many each, which leaves it other work while some of it waits.
@@ -57,6 +59,16 @@ class Prepared:
     def real(self) -> torch.dtype:
         """In which dtype elements are computed with."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @cached_property
+    def word(self) -> int:
+        """Elements that are read together."""
+        return word(self.view)
+
+    @cached_property
+    def reads(self) -> tuple[bool, bool]:
+        """Whether x and dy lie in such words, from an aligned address on."""
+        return self.view.reads_words(self.view.x, self.word), self.view.reads_words(self.view.dy, self.word)
 
     @cached_property
     def pieces(self) -> int:
@@ -213,7 +225,7 @@ class Prepared:
         return {
             "LAYOUT": Layout(int(found.along), found.wraps, found.stretched),
             "FINISH": Finishing(epilogue.activation, epilogue.slope, affine.offset, affine.cast == "before"),
-            "TILE": Block(tile.outer, tile.group, tile.inner, tile.unit),
+            "TILE": Block(tile.outer, tile.group, tile.inner, tile.outer_unit, tile.group_unit, tile.unit),
             "DOUBLE": self.real == torch.float64,
             "num_warps": tile.warps,
         }

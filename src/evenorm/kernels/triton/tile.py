@@ -11,7 +11,7 @@ from math import gcd
 
 from evenorm.kernels.triton.view import Along, View
 
-__all__ = ["Parts", "Share", "Tile", "parts", "pieces", "power", "share", "tile"]
+__all__ = ["Parts", "Share", "Tile", "parts", "pieces", "power", "share", "tile", "word"]
 
 # Elements that a program holds at a time: of a loop, of a whole statistic, of one whose gradient is sought as well.
 LOOP = 4096
@@ -36,12 +36,14 @@ WARPS = 4096
 class Tile:
     """A block, powers of two; how many of them cover one statistic's values, and the groups.
 
-    ``unit`` divides the inner size and all strides: what a kernel is told so, it may load in wide words.
+    The places of a run's first elements are multiples of the units, along the level that is dense of more than 1.
     """
 
     outer: int
     group: int
     inner: int
+    outer_unit: int
+    group_unit: int
     unit: int
     across: int
     count: int
@@ -76,17 +78,30 @@ def tile(view: View, whole: int, itemsize: int) -> Tile:
     outer = min(wide_outer, max(1, most // (inner * group)))
     across = _parts(size.inner, inner)
     elements = outer * group * inner
+    dense = view.dense_level
     return Tile(
         outer=outer,
         group=group,
         inner=inner,
-        unit=_unit(view),
+        outer_unit=gcd(word(view), outer) if dense == Along.OUTER else 1,
+        group_unit=gcd(word(view), group) if dense == Along.GROUP else 1,
+        unit=word(view) if dense == Along.INNER else 1,
         across=across,
         count=across * _parts(size.outer, outer),
         blocks=_parts(size.group, group),
         # Threads of columns hold a statistic of each of their elements, so they get fewer.
         warps=min(16, max(1, elements // (256 if group > 1 and outer > 1 else 512))),
     )
+
+
+def word(view: View) -> int:
+    """Elements that are read together: a divisor of the dense level's size, and so of all other strides.
+
+    It follows from the length of a row alone, and so does the order in which threads add the row up.
+    """
+    run = view.run
+    # Of columns the compiler knows full words alone.
+    return gcd(WIDEST, run) if view.dense_level == Along.INNER or run % WIDEST == 0 else 1
 
 
 def pieces(view: View, tile: Tile) -> tuple[int, int]:
@@ -153,13 +168,6 @@ def _own(view: View, tile: Tile) -> int:
     """How many sets of parameters the blocks of statistics have."""
     batch = view.size.batch if Along.BATCH in view.along else 1
     return batch * (tile.blocks if Along.GROUP in view.along else 1)
-
-
-def _unit(view: View) -> int:
-    strides = [
-        s for levels in (view.dense, view.x, view.dy) for s, n in zip(levels[:3], view.size, strict=False) if n > 1
-    ]
-    return gcd(WIDEST, view.size.inner, *strides)
 
 
 def power(n: int) -> int:

@@ -64,6 +64,23 @@ class View:
         """Values per statistic."""
         return self.size.outer * self.size.inner
 
+    @property
+    def dense_level(self) -> Along:
+        """The level along which elements are neighbors in memory."""
+        if self.size.inner > 1:
+            return Along.INNER
+        return Along.GROUP if self.dense.group == 1 else Along.OUTER
+
+    @property
+    def run(self) -> int:
+        """How many neighbors there are."""
+        return self.size[list(Along).index(self.dense_level)]
+
+    def reads_words(self, strides: Quad, word: int) -> bool:
+        """Whether a tensor with these strides on the levels lies in words of so many elements."""
+        levels = zip(Along, self.size, strides, strict=True)
+        return all(s == 1 if level == self.dense_level else s % word == 0 for level, n, s in levels if n > 1)
+
     def parameters_of_slots(self, device: torch.device) -> Tensor:
         """The parameter of every slot."""
         f = torch.zeros((), dtype=torch.int64, device=device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evenorm.kernels.triton.device.backward import grad_input, grad_parameters, gradient
 from evenorm.kernels.triton.device.forward import apply, forward, merge
-from evenorm.kernels.triton.prepared import Launch
+from evenorm.kernels.triton.prepared import ALIGNED, Launch
 
 __all__ = ["KERNELS", "start"]
 
@@ -22,10 +22,6 @@ KERNELS = {
     "gradient": gradient,
     "merge": merge,
 }
-
-
-# Of an address, in bytes: what the compiler knows to be a multiple of this it loads in wide words.
-_ALIGNED = 16
 
 
 def start(launch: Launch, operands: tuple[Any, ...], constants: dict[str, Any]) -> None:
@@ -54,7 +50,7 @@ def start(launch: Launch, operands: tuple[Any, ...], constants: dict[str, Any]) 
 def _kind(operand: Any) -> Any:
     """All that Triton compiles a kernel anew for: a tensor's dtype and alignment, which are there, every number."""
     if isinstance(operand, Tensor):
-        return operand.dtype, operand.data_ptr() % _ALIGNED == 0
+        return operand.dtype, operand.data_ptr() % ALIGNED == 0
     if isinstance(operand, tuple):
         return tuple(map(_kind, operand))
     return operand

@@ -61,23 +61,29 @@ def total(values: tl.tensor) -> tl.tensor:
 @triton.jit
 def groups(block: tl.tensor, TILE: tl.constexpr) -> tl.tensor:
     """Group indices of a block of statistics."""
-    return (block * TILE.group + tl.arange(0, TILE.group))[None, :, None].to(tl.int64)
+    return (block.to(tl.int64) * TILE.group + tl.arange(0, TILE.group))[None, :, None]
 
 
 @triton.jit
 def place(b: tl.tensor, g: tl.tensor, t: tl.tensor, space: tl.tuple, TILE: tl.constexpr) -> tl.tuple:
     """The spot of a tile, and which of its elements exist."""
-    o = ((t // space.across) * TILE.outer + tl.arange(0, TILE.outer))[:, None, None].to(tl.int64)
-    i = ((t % space.across) * TILE.inner + tl.arange(0, TILE.inner))[None, None, :].to(tl.int64)
+    o = ((t // space.across).to(tl.int64) * TILE.outer + tl.arange(0, TILE.outer))[:, None, None]
+    i = ((t % space.across).to(tl.int64) * TILE.inner + tl.arange(0, TILE.inner))[None, None, :]
     return Quad(b, o, g, i), (o < space.size.outer) & (g < space.size.group) & (i < space.size.inner * TILE.unit)
 
 
 @triton.jit
 def flat(spot: tl.tuple, strides: tl.tuple, TILE: tl.constexpr) -> tl.tensor:
-    """Where the spot's elements lie."""
-    return (
-        spot.batch * strides.batch + spot.outer * strides.outer + spot.group * strides.group
-    ) * TILE.unit + spot.inner
+    """Where the spot's elements lie.
+
+    What the compiler may know of it depends on the tile alone: of one row, and of none but its strides, it would know
+    more, read wider words and add them up in another order.
+    """
+    at = (spot.batch * strides.batch + spot.outer * strides.outer + spot.group * strides.group) * TILE.unit + spot.inner
+    OUTER_UNIT: tl.constexpr = TILE.outer_unit
+    GROUP_UNIT: tl.constexpr = TILE.group_unit
+    UNIT: tl.constexpr = TILE.unit
+    return tl.multiple_of(at, (OUTER_UNIT, GROUP_UNIT, UNIT))
 
 
 @triton.jit
@@ -149,6 +155,8 @@ def present_in(beside: tl.tuple, inside: tl.tensor, spot: tl.tuple) -> tl.tensor
             + spot.group * strides.group
             + spot.inner * strides.inner
         )
+        # Byte by byte, so that it does not decide which elements a thread has.
+        at = tl.multiple_of(at, (1, 1, 1))
         present = present & (tl.load(beside.mask + at, mask=inside, other=0) != 0)
     return present
 

@@ -132,7 +132,8 @@ def merge(
     """The pieces' moments as one: n = Σ nₖ, μ = Σ nₖμₖ / n, M2 = Σ M2ₖ + nₖ(μₖ − μ)², in float64."""
     s = tl.program_id(0).to(tl.int64) * STATISTICS + tl.arange(0, STATISTICS)
     k = tl.arange(0, PIECES)
-    at = k[:, None].to(tl.int64) * statistics + s[None, :]
+    # As if there were nothing known of how many there are: a statistic's pieces are added up in one order.
+    at = tl.max_contiguous(tl.multiple_of(k[:, None].to(tl.int64) * statistics + s[None, :], (1, 1)), (1, 1))
     inside = (k < pieces)[:, None] & (s < statistics)[None, :]
     n = tl.load(counts + at, mask=inside, other=0.0)
     center = tl.load(means + at, mask=inside, other=0.0)
