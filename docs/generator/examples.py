@@ -9,8 +9,7 @@ __all__ = ["page"]
 
 _HEAD = """# Examples
 
-Each runs on a CPU in under a minute, and is run in a small form by the tests; those with Lightning or transformers
-where these are installed.
+Each runs on a CPU. `make examples` runs all of them in a small form, with the packages that they name.
 """
 
 
