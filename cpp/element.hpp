@@ -26,8 +26,11 @@ inline Words select(Bits<float> where, Words yes, Words no) {
   return where ? yes : no;
 }
 
+// Each half in a word of its own; compilers take several instructions for it, unasked.
 inline Words doubled(Halves h) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  return reinterpret_cast<Words>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(h)));
+#elif defined(__AVX2__)
   return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(h)));
 #else
   return __builtin_convertvector(h, Words);
@@ -36,7 +39,9 @@ inline Words doubled(Halves h) {
 
 // Of words below 2^16.
 inline Halves halved(Words w) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  return reinterpret_cast<Halves>(_mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(w)));
+#elif defined(__AVX2__)
   auto all = reinterpret_cast<__m256i>(w);
   return reinterpret_cast<Halves>(
       _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
@@ -147,7 +152,9 @@ inline Vec<R> load(const T* p, Full) {
 template <class R, class T>
 inline Vec<R> load(const T* p, Part lanes) {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
-  if constexpr (std::is_same_v<R, T> && std::is_same_v<R, float>) {
+  if constexpr (std::is_same_v<R, T> && std::is_same_v<R, double>) {
+    return _mm512_maskz_loadu_pd(__mmask8((1u << lanes.count) - 1), p);
+  } else if constexpr (std::is_same_v<R, T>) {
     return _mm512_maskz_loadu_ps(__mmask16((1u << lanes.count) - 1), p);
   } else if constexpr (std::is_same_v<R, float> && sizeof(T) == 2) {
     return widen(reinterpret_cast<Halves>(
@@ -182,7 +189,16 @@ inline void store(T* p, Vec<R> v, Full) {
 
 template <class T, class R>
 inline void store(T* p, Vec<R> v, Part lanes) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  if constexpr (std::is_same_v<R, double>) {
+    return _mm512_mask_storeu_pd(p, __mmask8((1u << lanes.count) - 1), v);
+  } else if constexpr (std::is_same_v<R, T>) {
+    return _mm512_mask_storeu_ps(p, __mmask16((1u << lanes.count) - 1), v);
+  } else if constexpr (std::is_same_v<R, float> && sizeof(T) == 2) {
+    return _mm256_mask_storeu_epi16(p, __mmask16((1u << lanes.count) - 1),
+                                    reinterpret_cast<__m256i>(narrow(v, T{})));
+  }
+#elif defined(__AVX2__)
   if constexpr (std::is_same_v<R, T> && std::is_same_v<R, float>) {
     Bits<float> inside = lane_numbers<float>() < (Bits<float>{} + lanes.count);
     return _mm256_maskstore_ps(p, reinterpret_cast<__m256i>(inside), v);
