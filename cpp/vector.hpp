@@ -30,6 +30,9 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+// Whether a part of a vector is stored as fast as all of it.
+constexpr bool kMaskedStores = kVectorBytes == 64;
+
 template <class R>
 struct VectorOf;
 template <>
@@ -92,9 +95,11 @@ inline Vec<R> splat(R value) {
   return value - Vec<R>{};  // 0 + value would lose the sign of -0
 }
 
-// Asks for what a loop that takes four vectors at a time will read soon; processors do not look beyond a page.
+// Asks for what a loop that takes four vectors at a time will read soon; processors without AVX-512 do not look beyond
+// a page, and those with it lose by being asked.
 template <class T>
 inline void ahead(const T* p) {
+  if (kVectorBytes == 64) return;
   auto bytes = reinterpret_cast<const char*>(p) + 1024;
   for (int line = 0; line < 4 * kVectorBytes * int(sizeof(T)) / 4; line += 64) __builtin_prefetch(bytes + line);
 }
@@ -197,8 +202,8 @@ inline void each_vector(Size n, F&& f) {
 }
 
 // Calls put(i, make(i, lanes), lanes) for the vectors of [0, n), of which there is one at least, past the caches if so
-// wished. The last one overlaps the one before, since stores of a part are slow; it is made before that one is stored,
-// which may overwrite its operands.
+// wished. The last one overlaps the one before, since stores of a part may be slow; it is made before that one is
+// stored, which may overwrite its operands.
 template <class R, class Make, class Put>
 inline void each_whole(Size n, bool stream, const Make& make, const Put& put) {
   constexpr Size L = kLanes<R>;
@@ -235,6 +240,7 @@ inline void each_stored(const T* to, Size n, bool stream, const Make& make, cons
     for (Size i = head; i < tail; i += L) put(i, make(i, Streamed{}), Streamed{});
     return parts(tail, n);
   }
+  if (kMaskedStores) return each_vector<R>(n, [&](Size i, auto lanes) { put(i, make(i, lanes), lanes); });
   each_whole<R>(n, false, make, put);
 }
 
