@@ -81,8 +81,8 @@ class EntryGradient : public Runs<T> {
       });
     }
     for (Size r = 0; r < count; ++r) {
+      if (together && sums[r].finite()) continue;
       bool added = together && centers[r].narrow();
-      if (added && sums[r].finite()) continue;
       sums[r] = added ? exact_row(first + r, part, centers[r]) : row_by_element(first + r, part, centers[r], to);
     }
   }

@@ -74,16 +74,19 @@ inline bool narrow(const Center& center, const Pull& pull, const Scale& scale) {
   return center.narrow() & pull.narrow(center) & scale.narrow();
 }
 
-// dx = rstd * (w*dz - c1 - xhat*c2). A run that float32 cannot hold is left out.
+// dx = rstd * (w*dz - c1 - xhat*c2). A run that float32 cannot hold is left out; returns how many were.
 template <class T, class Scale, class Way>
-EVENORM_LOOP void pull_runs(const T* dy, const T* x, T* dx, T* dz, Size n, Several several,
+EVENORM_LOOP Size pull_runs(const T* dy, const T* x, T* dx, T* dz, Size n, Several several,
                             const Center* centers, const Pull* pulls, Scale scale, Way way, bool stream) {
   using R = Real<T>;
+  Size left = 0;
   for (Size r = 0; r < several.runs; ++r) {
     const Center& center = centers[r * several.center];
     const Pull& pull = pulls[r * several.center];
     auto own = scale.at(r);
-    if (narrow(center, pull, own)) {
+    if (!narrow(center, pull, own)) {
+      ++left;
+    } else {
       Line<R, decltype(own)> line(center, own);
       auto at = way.at(r * several.dense);
       Vec<R> slope = splat<R>(R(pull.slope(center))), level = splat<R>(R(pull.level(center, double(R(center.mean)))));
@@ -99,6 +102,7 @@ EVENORM_LOOP void pull_runs(const T* dy, const T* x, T* dx, T* dz, Size n, Sever
     if (x) x += several.x;
     if (dz) dz += several.dense;
   }
+  return left;
 }
 
 template <class T, class Scale>
@@ -129,9 +133,9 @@ inline void grad_input_runs(const T* dy, const T* x, T* dx, Size n, const Severa
       auto used = way.scale(own);
       const T* dy0 = dy + r * several.dy;
       const Pull* pull = pulls + r * several.center;
-      pull_runs(dy0, from, to, e.d_residual, n, part, center, pull, used, way,
-                stream && (!e.d_residual || alike(to, e.d_residual)));
-      for (Size k = 0; k < together; ++k) {
+      Size left = pull_runs(dy0, from, to, e.d_residual, n, part, center, pull, used, way,
+                            stream && (!e.d_residual || alike(to, e.d_residual)));
+      for (Size k = 0; left && k < together; ++k) {
         Size s = k * several.center;
         if (narrow(center[s], pull[s], used.at(k))) continue;
         exact_pull_run(dy0 + k * several.dy, from ? from + k * several.x : nullptr, to + k * several.dense, n,

@@ -1,6 +1,9 @@
 // Sums of the gradient along dense runs.
 #pragma once
 
+#include <array>
+#include <utility>
+
 #include "apply.hpp"
 #include "entries.hpp"
 #include "total.hpp"
@@ -97,9 +100,17 @@ struct LinkedRow {
   GradSums value() const { return {plain.value(), normalized.value()}; }
 };
 
+// Rows that share the way to the elements' chains. Four, where they begin a multiple of 4 KiB apart, would drive each
+// other out of a first cache of eight ways.
+constexpr int kLinkedRows = 2;
+
+template <class Row, class Make, std::size_t... k>
+inline std::array<Row, sizeof...(k)> rows_of(const Make& make, std::index_sequence<k...>) {
+  return {make(k)...};
+}
+
 // Sums along each run, of w*dz, and on the way dz*xhat and dz of all of them added element by element to
-// `chains`, which are padded to whole vectors. Two runs share the way there. A run that float32 cannot hold is left
-// out.
+// `chains`, which are padded to whole vectors. A run that float32 cannot hold is left out, and unsound.
 template <bool kAdd, class T, class Scale, class Way>
 EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several, const Center* centers,
                                Scale scale, EntryChains<Real<T>> chains, Way way, GradSums* sums) {
@@ -107,7 +118,14 @@ EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several,
   R* dw = chains.dw;
   R* db = chains.db;
   bool fresh = kAdd && chains.fresh;
-  auto blocks = [&](auto&& vector, auto&& flush) {
+  auto add_rows = [&](Size first, auto count) {
+    constexpr int kRows = count.value;
+    auto rows = rows_of<LinkedRow<R, Scale>>(
+        [&](Size k) { return LinkedRow<R, Scale>(centers[(first + k) * several.center], scale); },
+        std::make_index_sequence<kRows>{});
+    const T* x0 = x + first * several.x;
+    const T* dy0 = dy + first * several.dy;
+    Way way0 = way.at(first * several.dense);
     constexpr Size block = Size{kLanes<R>} * kLinks;
     Bits<R> kept = Bits<R>{} - (fresh ? 0 : 1);
     fresh = false;
@@ -115,42 +133,32 @@ EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several,
     for (Size start = 0; start < n; start += block) {
       each_vector<R>(n - start < block ? n - start : block, [&](Size k, auto lanes) {
         Size i = start + k;
-        Vec<R> dw_here{}, db_here{};
+        Vec<R> w = scale.weight(i, lanes), dw_here{}, db_here{};
         if constexpr (kAdd) dw_here = held(dw + i), db_here = held(db + i);
-        vector(i, lanes, scale.weight(i, lanes), dw_here, db_here);
+        for (int r = 0; r < kRows; ++r) {
+          rows[r].template add<kAdd>(dy0 + r * several.dy, x0 + r * several.x, i, lanes, way0.at(r * several.dense), w,
+                                     dw_here, db_here);
+        }
         if constexpr (kAdd) write(dw + i, dw_here), write(db + i, db_here);
       });
-      flush();
+      for (auto& row : rows) row.flush();
     }
+    for (int r = 0; r < kRows; ++r) sums[first + r] = rows[r].value();
   };
-  auto narrow = [&](Size r) { return r < several.runs && centers[r * several.center].narrow(); };
-  for (Size r = 0; r < several.runs; ++r) {
-    if (!narrow(r)) continue;
-    const T* x0 = x + r * several.x;
-    const T* dy0 = dy + r * several.dy;
-    Way way0 = way.at(r * several.dense);
-    LinkedRow<R, Scale> one(centers[r * several.center], scale);
-    if (!narrow(r + 1)) {
-      blocks(
-          [&](Size i, auto lanes, Vec<R> w, Vec<R>& dw, Vec<R>& db) {
-            one.template add<kAdd>(dy0, x0, i, lanes, way0, w, dw, db);
-          },
-          [&] { one.flush(); });
-      sums[r] = one.value();
+  auto narrow = [&](Size first, Size count) {
+    bool all = first + count <= several.runs;
+    for (Size r = first; all && r < first + count; ++r) all = centers[r * several.center].narrow();
+    return all;
+  };
+  for (Size r = 0; r < several.runs;) {
+    if (narrow(r, kLinkedRows)) {
+      add_rows(r, std::integral_constant<int, kLinkedRows>{});
+      r += kLinkedRows;
       continue;
     }
-    const T* x1 = x0 + several.x;
-    const T* dy1 = dy0 + several.dy;
-    Way way1 = way0.at(several.dense);
-    LinkedRow<R, Scale> other(centers[(r + 1) * several.center], scale);
-    blocks(
-        [&](Size i, auto lanes, Vec<R> w, Vec<R>& dw, Vec<R>& db) {
-          one.template add<kAdd>(dy0, x0, i, lanes, way0, w, dw, db);
-          other.template add<kAdd>(dy1, x1, i, lanes, way1, w, dw, db);
-        },
-        [&] { one.flush(), other.flush(); });
-    sums[r] = one.value();
-    sums[++r] = other.value();
+    sums[r] = kUnsound;
+    if (narrow(r, 1)) add_rows(r, std::integral_constant<int, 1>{});
+    ++r;
   }
   if (!fresh) return;
   each_vector<R>(n, [&](Size i, auto) { write(dw + i, Vec<R>{}), write(db + i, Vec<R>{}); });

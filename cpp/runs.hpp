@@ -110,14 +110,37 @@ class Runs {
     } else {
       for (Size r = 0; r < count; ++r) d[r] = {0, squares_in(row(first + r))};
     }
+    double mean[kTile], m2[kTile];
+    bool all = true;
     for (Size r = 0; r < count; ++r) {
-      double m2 = d[r].squares - d[r].sum * d[r].sum / n;
-      Moments m{n, double(guess[r]) + d[r].sum / n, m2 < 0 ? 0 : m2};
-      if (!std::is_same_v<T, double> && !sound(d[r].squares, n, double(guess[r]))) {
-        m = exact_moments(row(first + r), call_.centered);
-      }
-      centers[r] = kept(first + r, m);
+      double rest = d[r].squares - d[r].sum * d[r].sum / n;
+      mean[r] = double(guess[r]) + d[r].sum / n;
+      m2[r] = rest < 0 ? 0 : rest;
+      all &= std::is_same_v<T, double> || sound(d[r].squares, n, double(guess[r]));
     }
+    for (Size r = 0; !all && r < count; ++r) {
+      if (sound(d[r].squares, n, double(guess[r]))) continue;
+      Moments m = exact_moments(row(first + r), call_.centered);
+      mean[r] = m.mean, m2[r] = m.m2;
+    }
+    remember(first, count, mean, m2);
+    settle(first, count, mean, m2, centers);
+  }
+
+  void remember(Size first, Size count, const double* mean, const double* m2) const {
+    for (Size r = 0; call_.mean && r < count; ++r) call_.mean[first + r] = mean[r];
+    for (Size r = 0; call_.m2 && r < count; ++r) call_.m2[first + r] = m2[r];
+  }
+
+  // Rows' statistics as they are applied.
+  void settle(Size first, Size count, const double* mean, const double* m2, Center* centers) const {
+    if (mask_) {
+      for (Size r = 0; r < count; ++r) centers[r] = center(first + r, mean ? mean[r] : 0, m2[r]);
+      return;
+    }
+    double rstd[kTile];
+    rstds(m2, count, double(plan_.values), call_.eps, rstd);
+    for (Size r = 0; r < count; ++r) centers[r] = {mean ? mean[r] : 0, rstd[r]};
   }
 
   // Of short rows, around their means or around zero.
@@ -134,13 +157,8 @@ class Runs {
   }
 
   void given(Size first, Size count, Center* centers) const {
-    if (mask_ || call_.rstd) {
-      for (Size r = 0; r < count; ++r) centers[r] = given(first + r);
-      return;
-    }
-    double rstd[kTile];
-    rstds(call_.m2 + first, count, double(plan_.values), call_.eps, rstd);
-    for (Size r = 0; r < count; ++r) centers[r] = {call_.mean ? call_.mean[first + r] : 0, rstd[r]};
+    if (!call_.rstd) return settle(first, count, call_.mean ? call_.mean + first : nullptr, call_.m2 + first, centers);
+    for (Size r = 0; r < count; ++r) centers[r] = given(first + r);
   }
 
   // Calls f(row, several) for rows of a tile that are worked in one call: all of them, if they lie evenly and
