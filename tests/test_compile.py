@@ -16,6 +16,7 @@ from cases import CASES, Case, case
 from evenorm.layers import Layer
 from oracle import expect
 from properties import assert_step, seeded_input, step
+from told import AS_TOLD
 
 ALL = pytest.mark.parametrize("case", CASES, ids=str)
 MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -35,6 +36,7 @@ KINDS = [
         "LayerNorm_given",
         "BatchNorm2d_given",
         "Norm_heads",
+        "Norm_affine_order",
         "Norm_frozen",
     )
 ]
@@ -49,12 +51,12 @@ def forgetful() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def compiled(layer: nn.Module, backend: str = "aot_eager", **options: Any) -> Any:
+def compiled(layer: nn.Module, backend: Any = "aot_eager", **options: Any) -> Any:
     return torch.compile(layer, backend=backend, fullgraph=True, **options)
 
 
 def agrees_when_compiled(
-    case: Case, training: bool, dtype: torch.dtype = torch.float32, backend: str = "aot_eager"
+    case: Case, training: bool, dtype: torch.dtype = torch.float32, backend: Any = AS_TOLD
 ) -> None:
     layer = case.layer(dtype).train(training)
     options = case.options(case.shape, dtype)
@@ -81,7 +83,7 @@ def test_every_layer_is_one_graph(case: Case, training: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["BatchNorm2d", "LayerNorm", "GroupNorm_2"])
+@pytest.mark.parametrize("name", ["BatchNorm2d", "LayerNorm", "GroupNorm_2", "Norm_affine_order"])
 def test_the_default_backend(name: str) -> None:
     agrees_when_compiled(case(name), True, backend="inductor")
 

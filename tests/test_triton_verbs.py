@@ -16,7 +16,7 @@ from evenorm.kernels.triton.bundle import Block, Space
 from evenorm.kernels.triton.call import Call
 from evenorm.kernels.triton.view import Quad
 from evenorm.moments import Moments
-from gpu import DEVICE, GPU, poison, shortly, shrink, there
+from gpu import GPU, poison, shortly, shrink, there
 from gpu_setting import EPS, Setting, assert_near, assert_verbs, tensors
 
 pytestmark = GPU
@@ -309,43 +309,3 @@ def test_second_derivatives_are_composed() -> None:
         found.append(torch.autograd.grad((dx * v).sum(), (leaf, layer.weight)))
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_compiled() -> None:
-    layer, _ = layers()
-    x, dy = (there(torch.randn(3, 6)) for _ in range(2))
-    found = []
-    backend = "inductor" if DEVICE == "cuda" else "aot_eager"
-    for call in (layer, torch.compile(layer, fullgraph=True, backend=backend)):
-        leaf = x.clone().requires_grad_()
-        y = call(leaf)
-        found.append((y.detach(), *torch.autograd.grad(y, (leaf, layer.weight), dy)))
-    for mine, theirs in zip(*found, strict=True):
-        assert torch.equal(mine, theirs)
-
-
-@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU; test_triton_launches.py sees that no value is read back")
-def test_a_cuda_graph_holds_a_step() -> None:
-    layer = evenorm.BatchNorm2d(4, activation="relu").to(DEVICE)
-    x = torch.randn(3, 4, 5, 7, device=DEVICE, requires_grad=True)
-    dy, other = torch.randn_like(x), torch.randn_like(x)
-
-    def step() -> tuple[Tensor, ...]:
-        y = layer(x)
-        return y, *torch.autograd.grad(y, (x, layer.weight, layer.bias), dy)
-
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        # The first call compiles, which a graph cannot hold.
-        step()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        held = step()
-    with torch.no_grad():
-        x.copy_(other)
-    graph.replay()
-    for mine, theirs in zip(held, step(), strict=True):
-        assert torch.equal(mine, theirs)

@@ -101,4 +101,7 @@ def _permuted(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
 
 
 def _unpermuted(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
-    return tensor if order is None else tensor.permute(sorted(range(len(order)), key=order.__getitem__))
+    if order is None:
+        return tensor
+    # As a compiled graph expects it, for which fake kernels have told strides.
+    return tensor.permute(sorted(range(len(order)), key=order.__getitem__)).contiguous()

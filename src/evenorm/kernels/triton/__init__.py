@@ -141,7 +141,7 @@ def grad_sums(
     sums, of_parameters = call.gradient(call.to_memory(mean), call.to_memory(rstd), "rstd")
     s1, s2 = sums.reshape(2, *call.statistics_shape)
     d_weight, d_bias = call.pair(of_parameters)
-    return call.to_pattern(s1), call.to_pattern(s2), d_weight, d_bias
+    return call.to_pattern(s1), call.to_pattern(s2.clone()), d_weight, d_bias
 
 
 def grad_input(

@@ -105,9 +105,9 @@ class Call(Operands):
         self._launch(self.prepared.grad_input, self.dy, self.x, dx, dz, mean, rstd, c1, c2, self._way_back)
 
     def pair(self, of_parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Both gradients in the order of the affine's axes."""
+        """Both gradients in the order of the affine's axes, in memory of their own, as an operator's outputs are."""
         d_weight, d_bias = of_parameters
-        return self.to_affine(d_weight), self.to_affine(d_bias)
+        return self.to_affine(d_weight), self.to_affine(d_bias.clone())
 
     def _summed(self, partial: Tensor) -> Tensor:
         """The parameters' gradients in memory's order, each of its partial sums in one fixed order."""
