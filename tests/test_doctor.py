@@ -216,3 +216,14 @@ def test_a_copy_of_a_watched_model_is_not_watched() -> None:
         copy.deepcopy(model).eval()(torch.randn(6, 4))
     assert not monitor.record.tail.forwards
     assert not monitor.record.tail.calls
+
+
+def test_a_loader_of_few_batches_is_not_left_out_in_silence() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)).train()
+    for _ in range(30):
+        model(torch.randn(16, 4))
+    far = [9 * torch.randn(16, 4) for _ in range(8)]
+    few, enough = (evenorm.examine(model, far[0], loader=far[:count], intent="infer") for count in (3, 8))
+    assert any("it gave 3 of at least 4 batches" in note for note in few.notes)
+    assert not any("batches" in note for note in enough.notes)
+    assert "EN110" in {finding.code for finding in enough}

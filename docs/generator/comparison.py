@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import tomllib
+if sys.version_info < (3, 11):
+    import tomli as tomllib
+else:
+    import tomllib
 
 __all__ = ["LIBRARIES", "ComparisonError", "page"]
 
@@ -59,8 +63,9 @@ def _row(row: Mapping[str, object], sources: Mapping[str, str], notes: dict[str,
     for key in LIBRARIES:
         match row.get(key):
             case [str(text), str(source)] if text and source in sources:
-                number = notes.setdefault(sources[source], len(notes) + 1)
-                cells.append(f"{text} [[{number}]](#sources)")
+                address = sources[source]
+                number = notes.setdefault(address, len(notes) + 1)
+                cells.append(f"{text} [[{number}]]({address})")
             case other:
                 raise ComparisonError(
                     f"{row['what']!r}, {LIBRARIES[key]}: expected a text and its source, got {other!r}"

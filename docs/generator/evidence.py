@@ -31,12 +31,11 @@ class Cited:
     scale: str
 
     def __str__(self) -> str:
-        # What exactly was claimed shows under the pointer.
-        said = self.claim.replace('"', "'")
-        link = f'[{self.slug}](evidence.md#{self.slug} "{said}")'
+        link = f"[{self.slug}](evidence.md#{self.slug})"
         if _NONE in self.figure:
             return f"not measured yet ({link})"
-        return f"**{self.verdict}**, {self.figure}, {self.seeds} seeds, {self.scale} ({link})"
+        claim = self.claim.rstrip(".")
+        return f"*{claim}:* **{self.verdict}**, {self.figure}, {self.seeds} seeds, {self.scale} ({link})"
 
 
 def read(file: Path) -> dict[tuple[str, int], Cited]:

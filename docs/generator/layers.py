@@ -127,7 +127,7 @@ def _page(name: str) -> str:
 
 
 def _norm() -> str:
-    text, shape = "b t h [d]", (2, 4, 3, 5)
+    text, shape = "b t h [d]", (4, 3, 6, 4)
     return "\n".join(
         [
             "# Norm",
@@ -136,7 +136,7 @@ def _norm() -> str:
             "",
             Block(Pattern.parse("b h [d]"), (4, 6, 4)).svg(),
             "",
-            f"*`{text}` on {_times(shape)}, of which three axes are drawn.*",
+            f"*`{text}` on {_times(shape)}, of which b, h and d are drawn.*",
             "",
             "::: evenorm.Norm",
             "    options:",

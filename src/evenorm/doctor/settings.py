@@ -51,7 +51,6 @@ class Settings:
 
 def _read(file: Path) -> dict[str, Any]:
     if sys.version_info < (3, 11):
-        # Python 3.10 reads no TOML; projects that want settings there have tomli.
         import tomli as tomllib
     else:
         import tomllib

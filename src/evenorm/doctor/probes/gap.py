@@ -53,6 +53,12 @@ def gaps(subject: Subject) -> dict[str, Gap]:
                 learns = site.kind == "batch" and call.training and site.remembers and site.uses_batch(True)
                 if learns and call.mean is not None and call.variance is not None:
                     seen.setdefault(site.path, []).append((call.mean, call.variance, call.values))
+    fewest = min(map(len, seen.values()), default=FEWEST)
+    if fewest < FEWEST:
+        subject.notes.append(
+            "running statistics were not compared with the loader's data: "
+            f"it gave {fewest} of at least {FEWEST} batches"
+        )
     sites = {site.path: site for site in subject.sites}
     return {path: _gap(sites[path], calls) for path, calls in seen.items() if len(calls) >= FEWEST}
 
