@@ -51,6 +51,7 @@ readme-figures: $(READY) ## put the newest of benchmarks/ into the README
 
 docs: $(WRITERS) ## the documentation's site in build/site; a broken link or a public name without a page fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "" tests/test_docs_site.py tests/test_docs_generator.py
 
 screenshots: docs ## pictures of the site, the explorer and a lab report in build/screenshots; needs Chromium
 	@mkdir -p build
