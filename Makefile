@@ -18,7 +18,7 @@ WHEELWRIGHTS := .venv/wheelwrights
 SHOWN := identity batchmates redundant-bias
 # The site's main pages, for the same.
 SITE := index getting-started choosing examples patterns statistics distributed shipping traps migrating numerics backward \
-	comparison performance evidence log layers/BatchNorm2d rules/en112 reference/surgery reference/command
+	comparison performance evidence layers/BatchNorm2d rules/en112 reference/surgery reference/command
 # An extension that watches its loads and stores, and what runs on it.
 SANITIZED := build/sanitize
 SANITIZED_TESTS ?= tests/test_cpu_instruction_sets.py tests/test_cpu_masks.py tests/test_cpu_processes.py \
