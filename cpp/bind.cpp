@@ -83,10 +83,12 @@ class Kernel {
   }
 
   void forward(Pointer x, Pointer y, Pointer mean, Pointer m2, Pointer weight, Pointer bias,
-               Pointer residual, Pointer mask) const {
+               Pointer residual, Pointer mask, Pointer addend, Pointer total) const {
     Call call = masked(mask);
     call.x = at<void>(x);
     call.out = room(y);
+    call.addend = at<void>(addend);
+    call.total = room(total);
     statistics(call, mean, m2);
     finish(call, weight, bias, residual);
     verbs().forward(call);
@@ -127,8 +129,9 @@ class Kernel {
 
   void backward(Pointer dy, Pointer x, Pointer dx, Pointer mean, Pointer m2, Pointer weight,
                 Pointer bias, Pointer residual, Pointer output, Pointer dweight, Pointer dbias,
-                Pointer d_residual, Pointer mask) const {
+                Pointer d_residual, Pointer mask, Pointer carried) const {
     Call call = masked(mask);
+    call.carried = at<void>(carried);
     statistics(call, mean, m2);
     back(call, dy, x, dx, weight, bias, residual, output, dweight, dbias, d_residual);
   }
@@ -144,7 +147,7 @@ class Kernel {
 
   void gradients(bool given, Pointer dy, Pointer x, Pointer dx, Pointer mean, Pointer spread,
                  Pointer weight, Pointer bias, Pointer residual, Pointer output, Pointer d_weight,
-                 Pointer d_bias, Pointer d_residual) const {
+                 Pointer d_bias, Pointer d_residual, Pointer carried) const {
     Rows sums(plan_.parameters);
     Pointer to_weight = d_weight ? address(sums.first) : 0;
     Pointer to_bias = d_bias ? address(sums.second) : 0;
@@ -152,6 +155,7 @@ class Kernel {
       grad_input(dy, x, dx, mean, spread, weight, bias, residual, output, 0, 0, d_residual, 0);
     } else {
       Call call = call_;
+      call.carried = at<void>(carried);
       statistics(call, mean, given ? 0 : spread);
       if (given) call.rstd = at<double>(spread);
       back(call, dy, x, dx, weight, bias, residual, output, to_weight, to_bias, d_residual);
@@ -272,8 +276,9 @@ NB_MODULE(_cpu, m) {
            nb::arg("mask") = 0, "y.")
       .def("forward", &Kernel::forward, Free(), nb::arg("x"), nb::arg("y"), nb::arg("mean"),
            nb::arg("m2"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
-           nb::arg("mask") = 0,
-           "moments, then apply. mean and m2 may be absent.")
+           nb::arg("mask") = 0, nb::arg("addend") = 0, nb::arg("total") = 0,
+           "moments, then apply. mean and m2 may be absent. With an addend this is of total = x + addend,\n"
+           "which is written; then x and addend are dense as total is.")
       .def("grad_sums", &Kernel::grad_sums, Free(), nb::arg("dy"), nb::arg("x"), nb::arg("mean"),
            nb::arg("rstd"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
            nb::arg("output"), nb::arg("s1"), nb::arg("s2"), nb::arg("dweight"), nb::arg("dbias"),
@@ -289,8 +294,9 @@ NB_MODULE(_cpu, m) {
       .def("backward", &Kernel::backward, Free(), nb::arg("dy"), nb::arg("x"), nb::arg("dx"),
            nb::arg("mean"), nb::arg("m2"), nb::arg("weight"), nb::arg("bias"), nb::arg("residual"),
            nb::arg("output"), nb::arg("dweight"), nb::arg("dbias"), nb::arg("d_residual"),
-           nb::arg("mask") = 0,
-           "grad_sums, then grad_input with c = s / values (c1 = 0 when not centered).")
+           nb::arg("mask") = 0, nb::arg("carried") = 0,
+           "grad_sums, then grad_input with c = s / values (c1 = 0 when not centered); what is carried, dense,\n"
+           "is added to dx.")
       .def("remembered", &Kernel::remembered, Free(), nb::arg("x"), nb::arg("y"),
            nb::arg("running_mean"), nb::arg("running_variance"), nb::arg("dtype"),
            nb::arg("mean"), nb::arg("rstd"), nb::arg("weight"), nb::arg("bias"),
@@ -299,9 +305,9 @@ NB_MODULE(_cpu, m) {
       .def("gradients", &Kernel::gradients, Free(), nb::arg("given"), nb::arg("dy"), nb::arg("x"),
            nb::arg("dx"), nb::arg("mean"), nb::arg("spread"), nb::arg("weight"), nb::arg("bias"),
            nb::arg("residual"), nb::arg("output"), nb::arg("d_weight"), nb::arg("d_bias"),
-           nb::arg("d_residual"),
+           nb::arg("d_residual"), nb::arg("carried") = 0,
            "backward, the parameters' gradients in their own type; of given statistics, whose spread\n"
-           "is rstd and not M2, grad_sums and grad_input in one.");
+           "is rstd and not M2, grad_sums and grad_input in one, and nothing is carried.");
 
   m.def(
       "absorb",

@@ -13,6 +13,8 @@ struct Call {
   const Plan& plan;
   Dtype dtype;
   const void* x = nullptr;
+  const void* addend = nullptr;  // x + addend is what is normalized, and written to `total`; then x is dense
+  void* total = nullptr;
   const void* dy = nullptr;
   void* out = nullptr;
   bool centered = true;
@@ -30,6 +32,7 @@ struct Call {
   const void* residual = nullptr;
   const void* output = nullptr;  // y, for the residual, where the activation's slope can be read from it
   void* d_residual = nullptr;
+  const void* carried = nullptr;  // the gradient that the total has by other ways: the input's has it added
   const void* cotangent = nullptr;  // of y: then not y is written but dz
   double* s1 = nullptr;
   double* s2 = nullptr;

@@ -21,19 +21,22 @@ struct Epilogue {
   const T* residual;
   const T* output;
   T* d_residual;
+  const T* carried;
   const T* cotangent;
   bool round_normalized;
 
   explicit Epilogue(const Call& c)
       : activation(c.activation), slope(c.slope), residual(static_cast<const T*>(c.residual)),
         output(static_cast<const T*>(c.output)), d_residual(static_cast<T*>(c.d_residual)),
-        cotangent(static_cast<const T*>(c.cotangent)), round_normalized(c.round_normalized) {}
+        carried(static_cast<const T*>(c.carried)), cotangent(static_cast<const T*>(c.cotangent)),
+        round_normalized(c.round_normalized) {}
 
   Epilogue at(Size i) const {
     Epilogue e = *this;
     if (e.residual) e.residual += i;
     if (e.output) e.output += i;
     if (e.d_residual) e.d_residual += i;
+    if (e.carried) e.carried += i;
     if (e.cotangent) e.cotangent += i;
     return e;
   }

@@ -46,7 +46,8 @@ inline InputGradient<T> exact_grad_input(const T* dy, const T* x, const Center& 
   double xhat = x ? center.xhat(double(scalar(x[i]))) : 0;
   double dz = epilogue.dz(double(scalar(dy[i])), xhat, scale, i);
   double d = dz * scale.weight(i) - pull.c1 - xhat * pull.c2;
-  return {rounded<T>(d * center.rstd), rounded<T>(dz)};
+  double more = epilogue.carried ? double(scalar(epilogue.carried[i])) : 0;
+  return {rounded<T>(d * center.rstd + more), rounded<T>(dz)};
 }
 
 // Whether two arrays are aligned alike; then both are streamed or none.
@@ -74,9 +75,9 @@ inline bool narrow(const Center& center, const Pull& pull, const Scale& scale) {
   return center.narrow() & pull.narrow(center) & scale.narrow();
 }
 
-// dx = rstd * (w*dz - c1 - xhat*c2). A run that float32 cannot hold is left out; returns how many were.
+// dx = rstd * (w*dz - c1 - xhat*c2) + carried. A run that float32 cannot hold is left out; returns how many were.
 template <class T, class Scale, class Way>
-EVENORM_LOOP Size pull_runs(const T* dy, const T* x, T* dx, T* dz, Size n, Several several,
+EVENORM_LOOP Size pull_runs(const T* dy, const T* x, const T* carried, T* dx, T* dz, Size n, Several several,
                             const Center* centers, const Pull* pulls, Scale scale, Way way, bool stream) {
   using R = Real<T>;
   Size left = 0;
@@ -94,12 +95,14 @@ EVENORM_LOOP Size pull_runs(const T* dy, const T* x, T* dx, T* dz, Size n, Sever
         Vec<R> d = x ? line.deviation(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
         Vec<R> dz = at(load<R>(dy + i, lanes), d, line, i, lanes), rest = level;
         if (x) rest = multiply_add(d, slope, rest);
+        if (carried) rest += load<R>(carried + i, lanes);
         return GradVectors<R>{line.weighed(dz, rest, i, lanes), dz};
       }, put_gradients<R>(dx, dz));
     }
     dy += several.dy;
     dx += several.dense;
     if (x) x += several.x;
+    if (carried) carried += several.dense;
     if (dz) dz += several.dense;
   }
   return left;
@@ -133,7 +136,7 @@ inline void grad_input_runs(const T* dy, const T* x, T* dx, Size n, const Severa
       auto used = way.scale(own);
       const T* dy0 = dy + r * several.dy;
       const Pull* pull = pulls + r * several.center;
-      Size left = pull_runs(dy0, from, to, e.d_residual, n, part, center, pull, used, way,
+      Size left = pull_runs(dy0, from, e.carried, to, e.d_residual, n, part, center, pull, used, way,
                             stream && (!e.d_residual || alike(to, e.d_residual)));
       for (Size k = 0; left && k < together; ++k) {
         Size s = k * several.center;

@@ -6,6 +6,7 @@
 #include "in_order.hpp"
 #include "plain.hpp"
 #include "run_gradient.hpp"
+#include "sum.hpp"
 #include "tiny_rows.hpp"
 
 namespace evenorm::EVENORM_ISA {
@@ -68,6 +69,16 @@ void with_given(const Call& c, const F& f) {
   });
 }
 
+// Whether the verbs add what they are given to add while a chunk is in the first cache.
+bool adds_on_the_way(const Call& c) { return c.plan.layout == Layout::runs && !c.mask && !c.rstd; }
+
+void add(const Call& c, const void* x, const void* addend, void* total) {
+  with_type(c, [&](const Call&, auto type) {
+    using T = decltype(type);
+    add_all(static_cast<const T*>(x), static_cast<const T*>(addend), static_cast<T*>(total), c.plan.numel);
+  });
+}
+
 void moments(const Call& c) {
   if (c.plan.layout == Layout::empty) zero_moments(c);
   with_kernel(c, [](auto&& kernel) { kernel.moments(); });
@@ -86,7 +97,13 @@ void grad_input(const Call& given) {
   if (constant) c.x = nullptr;
   with_given(c, [](auto&& kernel) { kernel.grad_input(); });
 }
-void forward(const Call& c) {
+void forward(const Call& given) {
+  Call c = given;
+  if (c.addend && !adds_on_the_way(c)) {
+    add(c, c.x, c.addend, c.total);
+    c.x = c.total;
+    c.addend = nullptr;
+  }
   if (c.plan.layout == Layout::empty) zero_moments(c);
   with_kernel(c, [](auto&& kernel) { kernel.forward(); });
 }
@@ -103,6 +120,12 @@ bool keeps_slopes(const Call& c) {
 
 // Sums for which there is an output to go on to.
 void backward(const Call& c) {
+  if (c.carried && !adds_on_the_way(c)) {
+    Call bare = c;
+    bare.carried = nullptr;
+    backward(bare);
+    return add(c, c.out, c.carried, c.out);
+  }
   if (!keeps_slopes(c)) return grad_sums(c);
   Call slopes = c;
   slopes.cotangent = c.dy;

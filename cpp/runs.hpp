@@ -5,6 +5,7 @@
 #include "gradient.hpp"
 #include "moments.hpp"
 #include "parameters.hpp"
+#include "sum.hpp"
 #include "sweep.hpp"
 
 namespace evenorm::EVENORM_ISA {
@@ -13,8 +14,8 @@ template <class T>
 class Runs {
  public:
   explicit Runs(const Call& call)
-      : call_(call), plan_(call.plan), parameters_(call), epilogue_(call), mask_(call),
-        x_(static_cast<const T*>(call.x)), dy_(static_cast<const T*>(call.dy)),
+      : call_(call), plan_(call.plan), parameters_(call), epilogue_(call), mask_(call), sum_(call),
+        x_(sum_.values()), dy_(static_cast<const T*>(call.dy)),
         out_(static_cast<T*>(call.out)),
         tile_(plan_.outer == 1 && plan_.run.chunks == 1 && plan_.mask.inner == 0 ? tile_of(plan_.inner) : 0) {}
 
@@ -99,6 +100,7 @@ class Runs {
   void tile_moments(Size first, Size count, Center* centers) const {
     for (Size r = 0; hidden(first) && r < count; ++r) centers[r] = kept(first + r, {});
     if (hidden(first)) return;
+    sum_.add(first * plan_.inner, count * plan_.inner);
     double n = double(plan_.values);
     R guess[kTile]{};
     Deviations d[kTile];
@@ -329,6 +331,7 @@ class Runs {
     Moments sum;
     each_chunk(piece, [&](const Portion& p) {
       Chunk<T> chunk{x_ + offset(plan_.x, s, p.outer) + p.start, plan_.x.outer, p.runs, p.length};
+      for (Size r = 0; r < p.runs; ++r) sum_.add(offset(plan_.dense, s, p.outer + r) + p.start, p.length);
       Window window = this->window(s, p.outer, p.start, p.runs, p.length);
       bool whole = !mask_ || window.seen() == Seen::all;
       sum.merge(whole ? moments_of(chunk, call_.centered, sum) : valid_moments(chunk, window, sum));
@@ -371,6 +374,7 @@ class Runs {
   Parameters<R> parameters_;
   Epilogue<T> epilogue_;
   Mask mask_;
+  Sum<T> sum_;
   const T* x_;
   const T* dy_;
   T* out_;

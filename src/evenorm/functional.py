@@ -15,14 +15,14 @@ from evenorm.epilogue import Epilogue
 from evenorm.kernels import aten
 from evenorm.kernels import mask as masks
 from evenorm.moments import Moments
-from evenorm.operator import Settings, Step, fused, staged
+from evenorm.operator import Settings, Step, fused, staged, summed
 from evenorm.pattern import Pattern, PatternError, naming
 from evenorm.recipe import Recipe
 from evenorm.statistics import Batch, History, PerDomain, Source, Statistics, Tag, absorbed
 from evenorm.statistics.group import Group
 from evenorm.statistics.lockstep import Lane, current
 
-__all__ = ["compute", "normalize", "recomputing", "remember", "run", "verify"]
+__all__ = ["compute", "normalize", "recomputing", "remember", "run", "run_of_sum", "verify"]
 
 
 @overload
@@ -151,6 +151,8 @@ def normalize(
         )
         if isinstance(recipe.statistics, PerDomain):
             raise ValueError("a call has one history: give the statistics of one domain in place of PerDomain(…)")
+        if residual is not None and recipe.epilogue.residual == "before":
+            raise ValueError("only a layer adds a residual before, and gives the sum too; normalize x + residual")
         if history is not None and state is not None:
             raise ValueError("give the history, which is written to, or the state, which is not, and not both")
         if mask is not None:
@@ -204,6 +206,17 @@ def run(
     return y, remember(recipe, observing, moments, caller)
 
 
+def run_of_sum(
+    recipe: Recipe, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, caller: object
+) -> tuple[Tensor, Tensor]:
+    """y of x + residual, whose statistics are those of this batch alone, and the sum: in one sweep."""
+    if kernels.exporting():
+        total = x + residual
+        return run(recipe, total, weight, bias, None, True, caller)[0], total
+    _check(recipe, recipe.pattern.text, recipe.axes, x, weight, bias, residual, None, caller)
+    return summed(x, residual, weight, bias, _settings(recipe, recipe.pattern.text, recipe.axes, x))
+
+
 def verify(
     recipe: Recipe,
     x: Tensor,
@@ -212,12 +225,13 @@ def verify(
     history: History | None,
     training: bool,
     caller: object,
+    residual: Tensor | None = None,
 ) -> None:
     """Refuse a call that cannot be normalized; nothing is computed."""
     pattern, axes = recipe.pattern.text, recipe.axes
     if history is not None and recipe.statistics.remembers(training):
         pattern, axes = recipe.remembered, recipe.remembered_axes
-    _check(recipe, pattern, axes, x, weight, bias, None, history, caller)
+    _check(recipe, pattern, axes, x, weight, bias, residual, history, caller)
 
 
 def recomputing() -> bool:
@@ -247,11 +261,8 @@ def compute(
     _check(recipe, pattern, axes, x, weight, bias, residual, given or observing, caller)
     if observing is not None and observing.mean.requires_grad:
         raise ValueError(f"{caller}: no gradient flows into running statistics in training; give them detached")
-    affine, epilogue, source = recipe.affine, recipe.epilogue, recipe.source
-    settings = Settings(
-        *(pattern, axes, recipe.centered, recipe.eps_for(x.dtype), affine.offset, affine.cast),
-        *(epilogue.activation, epilogue.slope, recipe.kernel),
-    )
+    epilogue, source = recipe.epilogue, recipe.source
+    settings = _settings(recipe, pattern, axes, x)
     if given is None and training and not source.is_alone:
         step = _step(recipe, source, x, observing, tag or Tag(), caller)
         y, whole = staged(x, weight, bias, residual, mask, step, settings)
@@ -268,6 +279,15 @@ def compute(
     if mask is None:
         return y, Moments(x.numel() // max(prod(mean.shape), 1), mean, m2)
     return y, Moments(masks.counts(mask, recipe.pattern.bind(x.shape)), mean, m2)
+
+
+def _settings(recipe: Recipe, pattern: str, axes: str, x: Tensor) -> Settings:
+    """The plain values of a call."""
+    affine, epilogue = recipe.affine, recipe.epilogue
+    return Settings(
+        *(pattern, axes, recipe.centered, recipe.eps_for(x.dtype), affine.offset, affine.cast),
+        *(epilogue.activation, epilogue.slope, recipe.kernel),
+    )
 
 
 def _step(recipe: Recipe, source: Source, x: Tensor, history: History | None, tag: Tag, caller: object) -> Step:

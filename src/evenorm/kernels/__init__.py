@@ -34,6 +34,7 @@ __all__ = [
     "choice",
     "choose",
     "exporting",
+    "forward_of_sum",
     "must_compose",
     "transforming",
 ]
@@ -172,6 +173,19 @@ def must_compose(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def forward_of_sum(
+    kernel: Kernel, x: Tensor, addend: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, the sum x + addend that was normalized, its mean and M2: in one sweep where the kernel can."""
+    fused = getattr(kernel, "forward_of_sum", None)
+    dense = torch.empty_like(x).stride()
+    if fused is not None and x.stride() == dense == addend.stride() and not addend.is_neg():
+        return fused(x, addend, pattern, centered, eps, finish)
+    total = x + addend
+    y, mean, m2 = kernel.forward(total, pattern, centered, eps, finish)
+    return y, total, mean, m2
+
+
 class Gradients(NamedTuple):
     """dx and dz (for the residual) where wanted, Σ dz·x̂ and Σ dz of each parameter."""
 
@@ -195,16 +209,19 @@ def backward(
     given: bool,
     needs_input: bool,
     mask: Tensor | None = None,
+    carried: Tensor | None = None,
 ) -> Gradients:
     """All gradients: fused where the kernel can, else from the verbs.
 
     Args:
         spread: the variance where statistics are ``given``, which carry no gradient; M2 of the batch otherwise.
         needs_input: whether dx or the residual's gradient is wanted.
+        carried: what is added to dx, the gradient that x has by other ways; there is no mask then.
     """
     fused = getattr(kernel, "backward", None)
     if fused is not None and needs_input and not given:
-        return Gradients(*fused(dy, x, pattern, centered, eps, mean, spread, finish, mask))
+        more = {} if carried is None else {"carried": carried}
+        return Gradients(*fused(dy, x, pattern, centered, eps, mean, spread, finish, mask, **more))
     count: Any = x.numel() // max(mean.numel(), 1)
     if mask is not None:
         count = masks.counts(mask, pattern.bind(x.shape)).clamp_min(1)
@@ -215,4 +232,5 @@ def backward(
     c1 = None if given or not centered else s1 / count
     c2 = None if given else s2 / count
     dx, d_residual = kernel.grad_input(dy, x, pattern, mean, rstd, finish, c1, c2, mask)
+    dx = dx if carried is None else dx + carried
     return Gradients(dx, d_weight, d_bias, d_residual)

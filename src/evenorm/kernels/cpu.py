@@ -34,6 +34,7 @@ __all__ = [
     "backward",
     "declines",
     "forward",
+    "forward_of_sum",
     "grad_input",
     "grad_sums",
     "moments",
@@ -203,6 +204,17 @@ def forward(
     return call.natural(y), call.to_pattern(mean), call.to_pattern(m2)
 
 
+def forward_of_sum(
+    x: Tensor, addend: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum, its moments, then apply, chunk by chunk: y, x + addend, mean, M2. Both lie as outputs do."""
+    call = _Call(x, pattern, finish, centered, eps)
+    y, total, mean, m2 = call.new_output(), call.new_output(), call.new_statistics(), call.new_statistics()
+    added = {"addend": call.beside(addend), "total": total}
+    call.run("forward", call.x, y, mean, m2, call.weight, call.bias, call.residual, **added)
+    return call.natural(y), call.natural(total), call.to_pattern(mean), call.to_pattern(m2)
+
+
 def grad_sums(
     dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -245,13 +257,16 @@ def backward(
     m2: Tensor,
     finish: Finish,
     mask: Tensor | None = None,
+    carried: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The sums, then the input's gradient, while the values are in cache: dx, Σ dz·x̂, Σ dz, dz."""
+    """The sums, then the input's gradient, while the values are in cache: dx + carried, Σ dz·x̂, Σ dz, dz."""
     call = _Call(x, pattern, finish, centered, eps, dy, mask)
     dx, dz = call.new_output(), call.new_residual_gradient()
     d_weight, d_bias = call.new_parameter(), call.new_parameter()
     statistics = (call.to_memory(mean), call.to_memory(m2))
-    call.run("backward", call.dy, call.x, dx, *statistics, *call.way_back, d_weight, d_bias, dz)
+    call.run(
+        "backward", call.dy, call.x, dx, *statistics, *call.way_back, d_weight, d_bias, dz, carried=call.beside(carried)
+    )
     return call.natural(dx), call.to_affine(d_weight), call.to_affine(d_bias), call.residual_gradient(dy, dz)
 
 
@@ -288,9 +303,10 @@ class _Call(Operands):
             return self.weight, self.bias, self.residual, None
         return self.weight, None, None, self.output
 
-    def run(self, verb: str, *operands: Tensor | None) -> None:
+    def run(self, verb: str, *operands: Tensor | None, **others: Tensor | None) -> None:
         """Call a verb of the extension with the operands' addresses."""
-        getattr(self.native, verb)(*[0 if o is None else o.data_ptr() for o in (*operands, self.flags)])
+        places = [0 if o is None else o.data_ptr() for o in (*operands, self.flags)]
+        getattr(self.native, verb)(*places, **{name: 0 if o is None else o.data_ptr() for name, o in others.items()})
 
     def _laid(self, mask: Tensor, binding: Binding) -> Tensor:
         """The mask as the extension reads it: in memory's order, dense in the levels in which it varies."""

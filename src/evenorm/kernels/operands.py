@@ -20,7 +20,7 @@ class Operands:
         self.plan, self.like, self.finish, self.mask = plan, x, finish, mask
         self.x = x if plan.x is not None else self.dense(x)
         self.dy = dy if dy is None or (plan.dy is not None and not dy.is_neg()) else self.dense(dy)
-        self.residual, self.output = self._beside(finish.residual), self._beside(finish.output)
+        self.residual, self.output = self.beside(finish.residual), self.beside(finish.output)
 
     def new_output(self) -> Tensor:
         """Room for y or dx, dense in the plan's order."""
@@ -85,8 +85,8 @@ class Operands:
         """A copy that lies as the output does."""
         return self.new_output().copy_(tensor)
 
-    def _beside(self, tensor: Tensor | None) -> Tensor | None:
-        """A residual or an output as the plan's output lies."""
+    def beside(self, tensor: Tensor | None) -> Tensor | None:
+        """A residual, an output or another gradient as the plan's output lies."""
         if tensor is None or (tensor.stride() == self.plan.dense and tensor.dtype == self.like.dtype):
             return None if tensor is None else tensor.resolve_neg()
         return self.dense(tensor)

@@ -61,13 +61,14 @@ class _InstanceNorm(BatchLayer):
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
         domain: str | None = None,
-    ) -> Tensor:
+    ) -> Any:
         # One sample may come without its batch axis, as torch's layer takes it.
         if input.dim() == self.forms[0].count(","):
             scale, shift, residual, mask, lengths = (
                 None if t is None else t[None] for t in (scale, shift, residual, mask, lengths)
             )
-            return super()._call(input[None], scale, shift, residual, mask, lengths, domain)[0]
+            found = super()._call(input[None], scale, shift, residual, mask, lengths, domain)
+            return tuple(t[0] for t in found) if isinstance(found, tuple) else found[0]
         return super()._call(input, scale, shift, residual, mask, lengths, domain)
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from evenorm.affine import Affine
 from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
-from evenorm.functional import recomputing, run, verify
+from evenorm.functional import recomputing, run, run_of_sum, verify
 from evenorm.kernels import mask as masks
 from evenorm.layers.given import axes_of
 from evenorm.layers.packed import padded, repacked
@@ -147,8 +147,7 @@ class Layer(nn.Module):
         """
         given = scale is not None or shift is not None
         chosen = mask is not None or lengths is not None or domain is not None
-        before = residual is not None and self.epilogue.residual == "before"
-        if not given and not chosen and not before and not torch.compiler.is_compiling():
+        if not given and not chosen and not torch.compiler.is_compiling():
             y = self._straight(input, residual)
             if y is not None:
                 return y
@@ -165,15 +164,10 @@ class Layer(nn.Module):
             x, lengths = padded(input, self._features_first)
             y = self._call(x, scale, shift, None, lengths=lengths, domain=domain)
             return repacked(y, input, self._features_first)
-        if residual is not None and before:
-            total = input + residual
-            # A call without a residual, which may go straight.
-            y = Layer.forward(self, total, scale=scale, shift=shift, mask=mask, lengths=lengths, domain=domain)
-            return y, total
         return self._call(input, scale, shift, residual, mask, lengths, domain)
 
-    def _straight(self, input: Tensor | PackedSequence, residual: Tensor | None) -> Tensor | None:
-        """y, where such a call was made before and nothing has changed since."""
+    def _straight(self, input: Tensor | PackedSequence, residual: Tensor | None) -> Any:
+        """What the call gives, where such a call was made before and nothing has changed since."""
         ways = _ways.get(self)
         if ways is None or type(input) is not Tensor or not input.is_cpu or input.layout is not torch.strided:
             return None
@@ -218,7 +212,7 @@ class Layer(nn.Module):
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
         domain: str | None = None,
-    ) -> Tensor:
+    ) -> Any:
         recipe, weight, bias = self.recipe, self.weight, self.bias
         place: int | None = None
         if domain is not None or isinstance(recipe.statistics, PerDomain):
@@ -239,9 +233,16 @@ class Layer(nn.Module):
         residual: Tensor | None,
         mask: Tensor | None,
         place: int | None,
-    ) -> Tensor:
+    ) -> Any:
         """One call of the engine; then, last of all, the history takes it in."""
         history, tag = self.history, None
+        before = residual is not None and recipe.epilogue.residual == "before"
+        alone = history is None and mask is None and recipe.source.is_alone
+        if before:
+            verify(recipe, input, weight, bias, history, self.training, self, residual)
+        if residual is not None and before and not (alone and residual.dtype == input.dtype):
+            total = input + residual
+            return self.normalize(total, recipe, weight, bias, None, mask, place), total
         plain = mask is None and place is None and not torch.compiler.is_compiling()
         if plain and weight is self.weight and bias is self.bias and recipe == self.recipe:
             # The first call goes the way of all later ones: a recomputation must save what its call saved.
@@ -259,6 +260,8 @@ class Layer(nn.Module):
                 self._take_number()
             tag = Tag(self.number, place or 0)
             history = self._as_before(history)
+        if residual is not None and before:
+            return run_of_sum(recipe, input, residual, weight, bias, self)
         y, after = run(
             *(recipe, input, weight, bias, history, self.training, self),
             residual=residual,

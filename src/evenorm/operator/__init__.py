@@ -5,5 +5,6 @@ from evenorm.operator.settings import Settings
 from evenorm.operator.staged import staged
 from evenorm.operator.step import Step
 from evenorm.operator.straight import Straight
+from evenorm.operator.summed import summed
 
-__all__ = ["Settings", "Step", "Straight", "fused", "staged"]
+__all__ = ["Settings", "Step", "Straight", "fused", "staged", "summed"]

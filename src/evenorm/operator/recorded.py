@@ -11,11 +11,12 @@ from evenorm import kernels
 from evenorm.kernels import Finish, cpu
 from evenorm.operator.composed import gradients, normalized
 from evenorm.operator.settings import Settings
+from evenorm.operator.summed import gradients_of_sum
 
 if TYPE_CHECKING:
     from evenorm.operator.straight import Straight
 
-__all__ = ["Gradients", "Operands", "record"]
+__all__ = ["Gradients", "Operands", "record", "record_sum"]
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 """Of x, weight, bias and residual."""
@@ -79,6 +80,59 @@ class _Recorded(torch.autograd.Function):
 
 record: Any = super(torch.autograd.Function, _Recorded).apply
 """``_Recorded.apply`` without its care for transforms of torch.func, under which no call goes straight."""
+
+
+class _RecordedSum(torch.autograd.Function):
+    """The same of a residual that went before: y and the sum go out."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        way: Straight,
+        made: tuple[Tensor, Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        y, total, statistics = made
+        ctx.way = way
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(total, weight, bias, statistics)
+        return y, total
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, d_total: Tensor | None) -> Any:
+        way: Straight = ctx.way
+        total, weight, bias, statistics = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        needs_input = needs[0] or needs[1]
+        found: Any
+        if dy is None:
+            # Nothing came back through y.
+            found = (d_total, *(None if p is None else torch.zeros_like(p) for p in (weight, bias)))
+        elif torch.is_grad_enabled() or kernels.must_compose(dy, d_total, total, weight) is not None:
+            with torch.enable_grad():
+                wanted = (needs_input, needs[2], needs[3])
+                found = gradients_of_sum(dy, total, weight, bias, wanted, way.settings)
+                if d_total is not None and found[0] is not None:
+                    found[0] = found[0] + d_total
+        else:
+            operands = Operands(total, weight, bias, None, None, statistics)
+            found = way.backward(dy, operands, d_total) if needs_input else _of_parameters(way, dy, operands)
+        dx, d_weight, d_bias = found[:3]
+        return (
+            dx if needs[0] else None,
+            dx if needs[1] else None,
+            d_weight if needs[2] else None,
+            d_bias if needs[3] else None,
+            None,
+            None,
+        )
+
+
+record_sum: Any = super(torch.autograd.Function, _RecordedSum).apply
+"""The same for :class:`_RecordedSum`."""
 
 
 def _of_parameters(way: Straight, dy: Tensor, operands: Operands) -> Gradients:

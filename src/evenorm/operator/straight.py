@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evenorm import kernels
 from evenorm.kernels import cpu
-from evenorm.operator.recorded import Gradients, Operands, record
+from evenorm.operator.recorded import Gradients, Operands, record, record_sum
 from evenorm.operator.settings import Settings
 from evenorm.recipe import Recipe
 from evenorm.statistics import Cumulative, History, Running
@@ -55,6 +55,7 @@ class Straight:
         )
         self.pattern, self.affine, self.epilogue = self.settings.parsed()
         self.activation, self.by_output = epilogue.activation, epilogue.by_output
+        self.before = epilogue.residual == "before"
         self.average = recipe.source.average
         self.parameters = tuple(None if p is None else (p.dtype, p.shape) for p in (weight, bias))
         self.parameter_dtype = next((p.dtype for p in (weight, bias) if p is not None), x.dtype)
@@ -65,6 +66,9 @@ class Straight:
         self.natives: dict[tuple[int, ...], Any] = {}
         binding = self.pattern.bind(x.shape)
         self.values, self.strides = binding.count, torch.empty_like(x).stride()
+        # Where nothing but this batch decides the statistics of a sum, it is made in the same sweep.
+        self.dense = x.stride() == self.strides
+        self.adds = self.dense and self.kind == "batch" and history is None
         self.statistics = (2, prod(binding.statistics_shape))
 
     @classmethod
@@ -104,8 +108,11 @@ class Straight:
         residual: Tensor | None,
         history: History | None,
         caller: object,
-    ) -> Tensor | None:
-        """y; ``None`` where this call must go the whole way, and nothing was written."""
+    ) -> Tensor | tuple[Tensor, Tensor] | None:
+        """y, and of a residual that goes before the sum; ``None`` where this call must go the whole way.
+
+        Then nothing was written.
+        """
         expected_weight, expected_bias = self.parameters
         if (
             not _is(weight, expected_weight)
@@ -115,12 +122,20 @@ class Straight:
             or kernels.must_compose(x, weight, bias, residual) is not None
         ):
             return None
+        before = residual is not None and self.before
+        if before and not self.adds:
+            return self._of_sum_apart(x, weight, bias, residual, history, caller)
         recorded = torch.is_grad_enabled() and (
             x.requires_grad
             or (weight is not None and weight.requires_grad)
             or (bias is not None and bias.requires_grad)
             or (residual is not None and residual.requires_grad)
         )
+        if residual is not None and before:
+            y, total, statistics = self.forward_of_sum(x, weight, bias, residual, keep=recorded)
+            if not recorded:
+                return y, total
+            return record_sum(x, residual, weight, bias, self, (y, total, statistics))
         y, statistics = self.forward(x, weight, bias, residual, history, keep=recorded)
         if recorded:
             y = record(x, weight, bias, residual, self, (y, statistics))
@@ -155,8 +170,21 @@ class Straight:
         self.native.forward(x.data_ptr(), y.data_ptr(), *_places(statistics), *operands)
         return y, statistics
 
-    def backward(self, dy: Tensor, operands: Operands) -> Gradients:
-        """The gradients of x, weight and bias, and of a residual behind an activation."""
+    def forward_of_sum(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor, keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """y, x + residual that was normalized, and mean and M2 of it where they are wanted."""
+        y, total = torch.empty_like(x), torch.empty_like(x)
+        statistics = _DOUBLES.new_empty(self.statistics) if keep else None
+        operands = (*_places(statistics), _place(weight), _place(bias), 0, 0, residual.data_ptr(), total.data_ptr())
+        self.native.forward(x.data_ptr(), y.data_ptr(), *operands)
+        return y, total, statistics
+
+    def backward(self, dy: Tensor, operands: Operands, carried: Tensor | None = None) -> Gradients:
+        """The gradients of x, weight and bias, and of a residual behind an activation.
+
+        ``carried``, which the input's gradient has by other ways, is added to it.
+        """
         x, weight, bias, residual, output, statistics = operands
         native = self._backward_native(dy, x)
         if native is None:
@@ -166,6 +194,8 @@ class Straight:
         d_weight = None if weight is None else torch.empty_like(weight)
         d_bias = None if bias is None else torch.empty_like(bias)
         d_residual = None if residual is None and output is None else torch.empty_like(x)
+        if carried is not None and not self._lies_beside(x, carried):
+            carried = torch.empty_like(x).copy_(carried)
         native.gradients(
             self.kind == "given",
             dy.data_ptr(),
@@ -173,9 +203,25 @@ class Straight:
             dx.data_ptr(),
             *_places(statistics),
             *(_place(weight), _place(bias), _place(residual), _place(output)),
-            *(_place(d_weight), _place(d_bias), _place(d_residual)),
+            *(_place(d_weight), _place(d_bias), _place(d_residual), _place(carried)),
         )
         return dx, d_weight, d_bias, d_residual
+
+    def _of_sum_apart(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        history: History | None,
+        caller: object,
+    ) -> tuple[Tensor, Tensor] | None:
+        """y and x + residual, one after the other; ``None`` where the sum would lie otherwise than x."""
+        if not self.dense or residual is None:
+            return None
+        total = x + residual
+        y = self(total, weight, bias, None, history, caller)
+        return (y, total) if isinstance(y, Tensor) else None
 
     def variance_or_m2(self, spread: Tensor) -> Tensor:
         """What stands beside the mean, as the whole way has it."""
