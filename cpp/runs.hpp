@@ -40,8 +40,11 @@ class Runs {
   void forward() {
     if (tile_) {
       return each_tile([&](Size s, Size n, Center* centers) {
-        tile_moments(s, n, centers);
-        apply(s, n, centers);
+        alignas(64) T near[kChunk];
+        T* own = sum_ && call_.stream ? near : nullptr;
+        sum_.add(s * plan_.inner, n * plan_.inner, own);
+        tile_moments(s, n, centers, own);
+        apply(s, n, centers, own);
       });
     }
     sweep<Moments>([&](Size s, Size piece) { return moments(s, piece); },
@@ -87,7 +90,10 @@ class Runs {
              });
   }
 
-  Chunk<T> row(Size s) const { return {x_ + offset(plan_.x, s, 0), 0, 1, plan_.inner}; }
+  // Row r of those from `first` on; they lie in x, or in memory of their own one after the other.
+  const T* row(Size first, Size r, const T* own) const {
+    return own ? own + r * plan_.inner : x_ + offset(plan_.x, first + r, 0);
+  }
 
   // Rows of a tile that are not there.
   bool hidden(Size first) const { return mask_.seen(first) == Seen::none; }
@@ -97,20 +103,20 @@ class Runs {
     if (epilogue_.d_residual) zero(epilogue_.d_residual + flat, n);
   }
 
-  void tile_moments(Size first, Size count, Center* centers) const {
+  void tile_moments(Size first, Size count, Center* centers, const T* own = nullptr) const {
     for (Size r = 0; hidden(first) && r < count; ++r) centers[r] = kept(first + r, {});
     if (hidden(first)) return;
-    sum_.add(first * plan_.inner, count * plan_.inner);
+    auto row = [&](Size r) { return Chunk<T>{this->row(first, r, own), 0, 1, plan_.inner}; };
     double n = double(plan_.values);
     R guess[kTile]{};
     Deviations d[kTile];
     if (plan_.inner <= kShortRow<R>) {
-      short_deviations(first, count, guess, d);
+      short_deviations(first, count, own, guess, d);
     } else if (call_.centered) {
-      for (Size r = 0; r < count; ++r) guess[r] = R(sum_in(row(first + r)) / n);
-      for (Size r = 0; r < count; ++r) d[r] = deviations_in(row(first + r), guess[r]);
+      for (Size r = 0; r < count; ++r) guess[r] = R(sum_in(row(r)) / n);
+      for (Size r = 0; r < count; ++r) d[r] = deviations_in(row(r), guess[r]);
     } else {
-      for (Size r = 0; r < count; ++r) d[r] = {0, squares_in(row(first + r))};
+      for (Size r = 0; r < count; ++r) d[r] = {0, squares_in(row(r))};
     }
     double mean[kTile], m2[kTile];
     bool all = true;
@@ -122,7 +128,7 @@ class Runs {
     }
     for (Size r = 0; !all && r < count; ++r) {
       if (sound(d[r].squares, n, double(guess[r]))) continue;
-      Moments m = exact_moments(row(first + r), call_.centered);
+      Moments m = exact_moments(row(r), call_.centered);
       mean[r] = m.mean, m2[r] = m.m2;
     }
     remember(first, count, mean, m2);
@@ -146,11 +152,11 @@ class Runs {
   }
 
   // Of short rows, around their means or around zero.
-  void short_deviations(Size first, Size count, R* guess, Deviations* to) const {
+  void short_deviations(Size first, Size count, const T* own, R* guess, Deviations* to) const {
     const T* x[kTile];
     double sums[kTile];
     Size n = plan_.inner;
-    for (Size r = 0; r < count; ++r) x[r] = row(first + r).x;
+    for (Size r = 0; r < count; ++r) x[r] = row(first, r, own);
     each_beside(call_.centered ? count : 0,
                 [&](Size r, auto rows) { sums_beside<rows.value>(x + r, n, sums + r); });
     for (Size r = 0; call_.centered && r < count; ++r) guess[r] = R(sums[r] / double(n));
@@ -189,10 +195,10 @@ class Runs {
     f(parameters_.uniforms(index, step));
   }
 
-  void apply(Size first, Size count, const Center* centers) const {
+  void apply(Size first, Size count, const Center* centers, const T* own = nullptr) const {
     if (hidden(first)) return clear(first, count);
     each_rows(first, count, [&](Size r, const Several& several) {
-      const T* x = x_ + offset(plan_.x, first + r, 0);
+      const T* x = row(first, r, own);
       Size flat = (first + r) * plan_.inner;
       each_turn(flat, several, [&](Size at, Size n, const Several& runs, const auto& scale) {
         apply_runs(x + at, out_ + flat + at, n, runs, centers + r, scale, epilogue_.at(flat + at), call_.stream);

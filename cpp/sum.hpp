@@ -10,11 +10,18 @@ namespace evenorm::EVENORM_ISA {
 // Elements that a task adds up.
 constexpr Size kAdded = 16384;
 
+// To `total`, past the caches where the sum is kept `near`, too.
 template <class T>
-EVENORM_LOOP void add_run(const T* x, const T* addend, T* total, Size n) {
+EVENORM_LOOP void add_run(const T* x, const T* addend, T* total, T* near, Size n) {
   using R = Real<T>;
-  each_vector<R>(n, [&](Size i, auto lanes) {
-    store<T, R>(total + i, load<R>(x + i, lanes) + load<R>(addend + i, lanes), lanes);
+  auto make = [&](Size i, auto lanes) { return load<R>(x + i, lanes) + load<R>(addend + i, lanes); };
+  each_stored<R>(total, n, near, make, [&](Size i, Vec<R> v, auto lanes) {
+    store<T, R>(total + i, v, lanes);
+    if constexpr (std::is_same_v<decltype(lanes), Streamed>) {
+      store<T, R>(near + i, v, Full{});
+    } else if (near) {
+      store<T, R>(near + i, v, lanes);
+    }
   });
 }
 
@@ -28,9 +35,11 @@ class Sum {
   // What the verbs read.
   const T* values() const { return addend_ ? total_ : x_; }
 
+  explicit operator bool() const { return addend_; }
+
   // Elements [flat, flat + n), before they are read.
-  void add(Size flat, Size n) const {
-    if (addend_) add_run(x_ + flat, addend_ + flat, total_ + flat, n);
+  void add(Size flat, Size n, T* near = nullptr) const {
+    if (addend_) add_run(x_ + flat, addend_ + flat, total_ + flat, near, n);
   }
 
  private:
@@ -43,7 +52,7 @@ template <class T>
 void add_all(const T* x, const T* addend, T* total, Size count) {
   parallel(threads_for(count), (count + kAdded - 1) / kAdded, [&](Size task, int) {
     Size first = task * kAdded, left = count - first;
-    add_run(x + first, addend + first, total + first, left < kAdded ? left : kAdded);
+    add_run<T>(x + first, addend + first, total + first, nullptr, left < kAdded ? left : kAdded);
   });
 }
 

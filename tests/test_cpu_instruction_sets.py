@@ -152,6 +152,40 @@ def test_every_layout(isa: str, dtype: torch.dtype, place: str) -> None:
             check(pattern, x, dy, finish, by_output=activation == "relu" and beside is not None)
 
 
+@pytest.fixture(params=["in the caches", "past the caches"])
+def storing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Outputs of any size are stored so."""
+    before = _cpu.stream_bytes()
+    _cpu.set_stream_bytes(0 if request.param == "past the caches" else 1 << 40)
+    yield
+    _cpu.set_stream_bytes(before)
+
+
+@pytest.mark.parametrize("place", ALL)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_sum_of_every_layout(isa: str, storing: None, dtype: torch.dtype, place: str) -> None:
+    """The sum has the bits of an addition, and what is made of it those of a call on it; dx has both gradients."""
+    pattern, affine, given = operands(place, dtype)
+    x, dy, residual = (given.pop(name) for name in ("x", "dy", "residual"))
+    carried = torch.empty_like(residual).copy_(residual.flip(0))
+    for activation, centered in (("identity", True), ("identity", False), ("relu", True), ("silu", True)):
+        finish = Finish(affine, Epilogue(activation), **given)
+        y, total, *moments = cpu.forward_of_sum(x, residual, pattern, centered, 1e-5, finish)
+        assert torch.equal(total, x + residual)
+        assert total.stride() == x.stride()
+        apart = cpu.forward(total, pattern, centered, 1e-5, finish)
+        for found, expected in zip((y, *moments), apart, strict=True):
+            assert torch.equal(found, expected)
+        bare = cpu.backward(dy, total, pattern, centered, 1e-5, *moments, finish)
+        found_dx, *found_sums, _ = cpu.backward(dy, total, pattern, centered, 1e-5, *moments, finish, None, carried)
+        for found, expected in zip(found_sums, bare[1:3], strict=True):
+            assert torch.equal(found, expected)
+        # Twice rounded where the addition is an operation of its own.
+        ulp = torch.finfo(dtype).eps
+        bound = ulp * (bare[0].abs() + carried.abs()).double() + 4 * torch.finfo(torch.float32).eps
+        assert ((found_dx.double() - bare[0].double() - carried.double()).abs() <= bound).all()
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("place", ["rows", "folded columns", "tiny rows", "one by one"])
 def test_every_activation(isa: str, place: str, activation: str) -> None:

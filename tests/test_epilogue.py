@@ -106,6 +106,89 @@ def test_a_residual_before_gives_the_sum_too() -> None:
     assert torch.equal(y, evenorm.RMSNorm(5)(x + r))
 
 
+BEFORE: dict[str, Callable[[], Any]] = {
+    "alone": lambda: evenorm.LayerNorm(5, activation=evenorm.Epilogue("gelu", residual="before")),
+    "a history": lambda: evenorm.BatchNorm2d(6, activation=evenorm.Epilogue(residual="before")),
+    "the history": lambda: evenorm.BatchNorm2d(6, activation=evenorm.Epilogue(residual="before")).eval(),
+    "a short last chunk": lambda: evenorm.GhostBatchNorm2d(6, 2, activation=evenorm.Epilogue(residual="before")),
+    "without a batch": lambda: evenorm.InstanceNorm1d(4, activation=evenorm.Epilogue(residual="before")),
+}
+
+
+@pytest.mark.parametrize("other", ["float32", "float64", "another format"])
+@pytest.mark.parametrize("name", BEFORE)
+def test_a_residual_before_is_an_addition_before(name: str, other: str) -> None:
+    layer = BEFORE[name]()
+    twin = copy.deepcopy(layer)
+    twin.epilogue = evenorm.Epilogue(layer.epilogue.activation)
+    shape = (4, 7) if name == "without a batch" else (3, 6, 4, 5)
+    x, r = (torch.randn(shape) for _ in range(2))
+    r = r.double() if other == "float64" else r.transpose(0, 1).contiguous().transpose(0, 1) if "format" in other else r
+    for _ in range(2):
+        y, total = layer(x, residual=r)
+        assert torch.equal(total, x + r)
+        assert torch.equal(y, twin(x + r))
+    for buffer, expected in zip(layer.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(buffer, expected)
+
+
+def test_of_a_sum_one_gradient_may_be_missing() -> None:
+    layer = evenorm.LayerNorm(5, activation=evenorm.Epilogue(residual="before"))
+    x, r, d = (torch.randn(3, 5) for _ in range(3))
+    leaves = [x.requires_grad_(), r.requires_grad_(), layer.weight, layer.bias]
+    y, total = layer(x, residual=r)
+    found = torch.autograd.grad(total, leaves, d)
+    assert torch.equal(found[0], d)
+    assert torch.equal(found[1], d)
+    assert not found[2].any()
+    y, total = layer(x, residual=r)
+    found = torch.autograd.grad(y, leaves, d)
+    total = total.detach().requires_grad_()
+    expected = torch.autograd.grad(layer(total), [total, *leaves[2:]], d)
+    for one, other in zip((found[0], *found[1:]), (expected[0], *expected), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_wrong_residual_before_is_refused() -> None:
+    for layer in (BEFORE["alone"](), BEFORE["a history"]()):
+        x = torch.randn(3, 6, 4, 5)
+        state = copy.deepcopy(layer.state_dict())
+        with pytest.raises(ValueError, match="expected a residual of the input's shape"):
+            layer(x, residual=x[:1])
+        with pytest.raises(TypeError, match="expected a tensor for the residual, got float"):
+            layer(x, residual=1.0)
+        assert all(torch.equal(state[name], value) for name, value in layer.state_dict().items())
+    with pytest.raises(ValueError, match="only a layer adds a residual before"):
+        evenorm.normalize(x, "... [d]", activation=evenorm.Epilogue(residual="before"), residual=x)
+
+
+def test_of_a_residual_before_gradients_to_the_second_order() -> None:
+    layer = evenorm.LayerNorm(4, activation=evenorm.Epilogue("silu", residual="before")).double()
+    x, r = (torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def call(x: Tensor, r: Tensor, weight: Tensor) -> Any:
+        # With a parameter that is none of the layer's own a call goes the whole way.
+        return torch.func.functional_call(layer, {"weight": weight}, (x,), {"residual": r})
+
+    assert torch.autograd.gradcheck(call, (x, r, layer.weight))
+    assert torch.autograd.gradgradcheck(call, (x, r, layer.weight))
+
+
+@pytest.mark.parametrize("name", ["alone", "a history"])
+def test_a_residual_before_is_one_graph(name: str) -> None:
+    layer = BEFORE[name]()
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    x, r, dy, d_total = (torch.randn(3, 6, 4, 5) for _ in range(4))
+    results = []
+    for call in (layer, compiled):
+        leaves = [x.clone().requires_grad_(), r.clone().requires_grad_()]
+        y, total = call(leaves[0], residual=leaves[1])
+        parameters = list(call.parameters())
+        results.append((y, total, *torch.autograd.grad((y, total), [*leaves, *parameters], (dy, d_total))))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_converters_leave_a_fused_batch_norm_alone() -> None:
     layer = evenorm.BatchNorm2d(6, activation="relu")
     assert not isinstance(layer, nn.modules.batchnorm._BatchNorm)
