@@ -170,14 +170,14 @@ def test_a_sum_of_every_layout(isa: str, storing: None, dtype: torch.dtype, plac
     carried = torch.empty_like(residual).copy_(residual.flip(0))
     for activation, centered in (("identity", True), ("identity", False), ("relu", True), ("silu", True)):
         finish = Finish(affine, Epilogue(activation), **given)
-        y, total, *moments = cpu.forward_of_sum(x, residual, pattern, centered, 1e-5, finish)
+        y, total, mean, m2 = cpu.forward_of_sum(x, residual, pattern, centered, 1e-5, finish)
         assert torch.equal(total, x + residual)
         assert total.stride() == x.stride()
         apart = cpu.forward(total, pattern, centered, 1e-5, finish)
-        for found, expected in zip((y, *moments), apart, strict=True):
+        for found, expected in zip((y, mean, m2), apart, strict=True):
             assert torch.equal(found, expected)
-        bare = cpu.backward(dy, total, pattern, centered, 1e-5, *moments, finish)
-        found_dx, *found_sums, _ = cpu.backward(dy, total, pattern, centered, 1e-5, *moments, finish, None, carried)
+        bare = cpu.backward(dy, total, pattern, centered, 1e-5, mean, m2, finish)
+        found_dx, *found_sums, _ = cpu.backward(dy, total, pattern, centered, 1e-5, mean, m2, finish, None, carried)
         for found, expected in zip(found_sums, bare[1:3], strict=True):
             assert torch.equal(found, expected)
         # Twice rounded where the addition is an operation of its own.

@@ -177,7 +177,7 @@ def test_of_a_residual_before_gradients_to_the_second_order() -> None:
 @pytest.mark.parametrize("name", ["alone", "a history"])
 def test_a_residual_before_is_one_graph(name: str) -> None:
     layer = BEFORE[name]()
-    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    compiled: Any = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
     x, r, dy, d_total = (torch.randn(3, 6, 4, 5) for _ in range(4))
     results = []
     for call in (layer, compiled):

@@ -28,6 +28,7 @@ __all__ = [
     "backward",
     "declines",
     "forward",
+    "forward_of_sum",
     "grad_input",
     "grad_sums",
     "installed",
@@ -133,6 +134,20 @@ def forward(
     return call.natural(y), call.to_pattern(mean), call.to_pattern(m2)
 
 
+def forward_of_sum(
+    x: Tensor, addend: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, x + addend, mean, M2; in one sweep where a tile holds whole statistics."""
+    call = Call(x, pattern, finish, None, centered=centered, eps=eps)
+    if not call.prepared.adds:
+        total = x + addend
+        y, mean, m2 = forward(total, pattern, centered, eps, finish)
+        return y, total, mean, m2
+    y, total = call.new_output(), call.new_output()
+    mean, m2 = call.moments(y, call.beside(addend), total)
+    return call.natural(y), call.natural(total), call.to_pattern(mean), call.to_pattern(m2)
+
+
 def grad_sums(
     dy: Tensor, x: Tensor, pattern: Pattern, mean: Tensor, rstd: Tensor, finish: Finish, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -173,18 +188,22 @@ def backward(
     m2: Tensor,
     finish: Finish,
     mask: Tensor | None = None,
+    carried: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The sums and the input's gradient, in one sweep where a program holds a whole statistic: dx, Σ dz·x̂, Σ dz, dz."""
+    """The sums and the input's gradient, in one sweep where a program holds a whole statistic.
+
+    dx + carried, Σ dz·x̂, Σ dz, dz.
+    """
     call = Call(x, pattern, finish, mask, centered=centered, eps=eps, dy=dy)
     dx, dz = call.new_output(), call.new_residual_gradient()
     mean, m2 = call.to_memory(mean), call.to_memory(m2)
     if call.prepared.pieces_back == 1:
-        _, of_parameters = call.gradient(mean, m2, "m2", dx, dz)
+        _, of_parameters = call.gradient(mean, m2, "m2", dx, dz, call.beside(carried))
     else:
         count = call.prepared.view.values if call.counts is None else call.counts
         rstd = (m2 / count + eps).rsqrt()
         sums, of_parameters = call.gradient(mean, rstd, "rstd")
         c1, c2 = sums.reshape(2, *mean.shape) / count
-        call.grad_input(dx, dz, mean, rstd, c1 if centered else None, c2)
+        call.grad_input(dx, dz, mean, rstd, c1 if centered else None, c2, call.beside(carried))
     d_weight, d_bias = call.pair(of_parameters)
     return call.natural(dx), d_weight, d_bias, call.residual_gradient(dy, dz)

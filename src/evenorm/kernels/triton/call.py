@@ -55,16 +55,22 @@ class Call(Operands):
             return self.new_output()
         return super().new_residual_gradient()
 
-    def moments(self, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and M2 in memory's order; y too, where there is room for it."""
+    def moments(
+        self, y: Tensor | None = None, addend: Tensor | None = None, total: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and M2 in memory's order; y too, where there is room for it.
+
+        Args:
+            addend, total: what is added to x first, and room for the sum, where a tile holds whole statistics.
+        """
         made = self.prepared
         mean, m2 = self.new_statistics(), self.new_statistics()
         if made.pieces == 1:
-            self._launch(made.forward, self.x, y, mean, m2, None, self._way_there)
+            self._launch(made.forward, self.x, y, mean, m2, None, _aligned(addend), total, self._way_there)
             return mean, m2
         size = (3, made.pieces, made.view.statistics)
         means, m2s, counts = torch.empty(size, dtype=torch.float64, device=self.like.device)
-        self._launch(made.forward, self.x, None, means, m2s, counts, self._way_there)
+        self._launch(made.forward, self.x, None, means, m2s, counts, None, None, self._way_there)
         rstd = self.new_statistics()
         self._launch(made.merge, counts, means, m2s, mean, m2, rstd)
         if y is not None:
@@ -76,7 +82,13 @@ class Call(Operands):
         self._launch(self.prepared.apply, self.x, y, mean, rstd, self._way_there)
 
     def gradient(
-        self, mean: Tensor, spread: Tensor, kind: str, dx: Tensor | None = None, dz: Tensor | None = None
+        self,
+        mean: Tensor,
+        spread: Tensor,
+        kind: str,
+        dx: Tensor | None = None,
+        dz: Tensor | None = None,
+        carried: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Σ γ·dz and Σ γ·dz·x̂, stacked; Σ dz·x̂ and Σ dz of the parameters, stacked too.
 
@@ -84,6 +96,7 @@ class Call(Operands):
             kind: what ``spread`` is, ``"rstd"`` or ``"m2"``.
             dx: room for the input's gradient, where a statistic is in one piece.
             dz: room for the residual's.
+            carried: what is added to the input's.
         """
         made = self.prepared
         cut, found = made.pieces_back, made.view
@@ -93,16 +106,24 @@ class Call(Operands):
         partial = new((2, made.partial_rows, found.slots), dtype=made.real, device=self.like.device)
         beside = (mean, spread, self.counts, self._way_back)
         kept = partial if made.keeps_parameters else None
-        self._launch(made.gradient, self.dy, self.x, dx, dz, *beside, sums, kept, SPREAD=kind)
+        self._launch(made.gradient, self.dy, self.x, dx, dz, _aligned(carried), *beside, sums, kept, SPREAD=kind)
         if kept is None:
             self._launch(made.grad_parameters, self.dy, self.x, *beside, partial, SPREAD=kind)
         return (sums[0] if cut == 1 else sums.sum(0)), self._summed(partial)
 
     def grad_input(
-        self, dx: Tensor, dz: Tensor | None, mean: Tensor, rstd: Tensor, c1: Tensor | None, c2: Tensor | None
+        self,
+        dx: Tensor,
+        dz: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        c1: Tensor | None,
+        c2: Tensor | None,
+        carried: Tensor | None = None,
     ) -> None:
-        """dx of sums over the count, in memory's order."""
-        self._launch(self.prepared.grad_input, self.dy, self.x, dx, dz, mean, rstd, c1, c2, self._way_back)
+        """dx of sums over the count, in memory's order, and what is carried added to it."""
+        beside = (_aligned(carried), mean, rstd, c1, c2, self._way_back)
+        self._launch(self.prepared.grad_input, self.dy, self.x, dx, dz, *beside)
 
     def pair(self, of_parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Both gradients in the order of the affine's axes, in memory of their own, as an operator's outputs are."""

@@ -71,6 +71,11 @@ class Prepared:
         return self.view.reads_words(self.view.x, self.word), self.view.reads_words(self.view.dy, self.word)
 
     @cached_property
+    def adds(self) -> bool:
+        """Whether the forward pass can add something to x on its way: a tile holds whole statistics."""
+        return self._whole.single and self.plan.x == self.plan.dense_levels
+
+    @cached_property
     def pieces(self) -> int:
         """Into how many pieces the forward pass cuts a statistic."""
         return pieces(self.view, self._whole)[0]

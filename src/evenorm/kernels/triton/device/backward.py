@@ -45,6 +45,7 @@ def gradient(
     x: tl.tensor,
     dx: tl.tensor,
     dresidual: tl.tensor,
+    carried: tl.tensor,
     mean: tl.tensor,
     spread: tl.tensor,
     counts: tl.tensor,
@@ -140,14 +141,19 @@ def gradient(
                 c1 = (plain / n).to(REAL)
             c2 = (weighted / n).to(REAL)
             if SINGLE:
-                store_input(dx, dresidual, x_hat, dz, gamma, c1, c2, scale, spot, inside, present, space, TILE)
+                store_input(
+                    *(dx, dresidual, carried, x_hat, dz, gamma, c1, c2),
+                    *(scale, spot, inside, present, space, TILE),
+                )
             else:
                 for t in range(first, last):
                     spot, inside = place(b, g, t, space, TILE)
                     x_hat, dz, gamma, present = backward_tile(
                         dy, x, beside, spot, inside, scale, space, LAYOUT, FINISH, TILE, REAL
                     )
-                    store_input(dx, dresidual, x_hat, dz, gamma, c1, c2, scale, spot, inside, present, space, TILE)
+                    store_input(
+                        dx, dresidual, carried, x_hat, dz, gamma, c1, c2, scale, spot, inside, present, space, TILE
+                    )
     if SINGLE:
         # All blocks of a program have the same parameters.
         b = (first_row // space.blocks).to(tl.int64)
@@ -162,6 +168,7 @@ def grad_input(
     x: tl.tensor,
     dx: tl.tensor,
     dresidual: tl.tensor,
+    carried: tl.tensor,
     mean: tl.tensor,
     rstd: tl.tensor,
     c1: tl.tensor,
@@ -188,7 +195,7 @@ def grad_input(
     if c2 is not None:
         second = tl.load(c2 + s, mask=here, other=0.0).to(REAL)
     x_hat, dz, gamma, present = backward_tile(dy, x, beside, spot, inside, scale, space, LAYOUT, FINISH, TILE, REAL)
-    store_input(dx, dresidual, x_hat, dz, gamma, first, second, scale, spot, inside, present, space, TILE)
+    store_input(dx, dresidual, carried, x_hat, dz, gamma, first, second, scale, spot, inside, present, space, TILE)
 
 
 @triton.jit

@@ -56,6 +56,8 @@ def forward(
     means: tl.tensor,
     m2s: tl.tensor,
     counts: tl.tensor,
+    addend: tl.tensor,
+    sums: tl.tensor,
     beside: tl.tuple,
     space: tl.tuple,
     pieces: tl.tensor,
@@ -69,7 +71,10 @@ def forward(
     TILE: tl.constexpr,
     DOUBLE: tl.constexpr,
 ) -> None:
-    """Moments of a block of statistics, or of a piece of each; and y, where it is wanted and they are whole."""
+    """Moments of a block of statistics, or of a piece of each; and y, where it is wanted and they are whole.
+
+    With an addend, where a tile holds whole statistics, of the sum, which is rounded and stored first; all lie alike.
+    """
     REAL: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     DTYPE: tl.constexpr = x.dtype.element_ty
     program = tl.program_id(0)
@@ -82,6 +87,11 @@ def forward(
         spot, inside = place(b, g, first, space, TILE)
         present = present_in(beside, inside, spot)
         values = load(x, flat(spot, space.x, TILE), present, REAL)
+        if addend is not None:
+            at = flat(spot, space.dense, TILE)
+            values = rounded(values + load(addend, at, present, REAL), DTYPE)
+            tl.store(sums + at, values, mask=inside)
+            values = values.to(REAL)
         n = count_of(present, first, space, beside.mask is not None, TILE)
         mean, m2 = moments_of(values, present, n, CENTERED, REAL)
         lost = m2 < 0
@@ -93,7 +103,12 @@ def forward(
     if not DOUBLE or not SINGLE:
         lost = lost & here & (n > 0)
         if tl.sum(lost.to(tl.int32)) > 0:
-            exact = survey(x, beside, b, g, first, last, space, CENTERED, TILE, tl.float64)
+            source = x
+            if addend is not None:
+                # What other threads have stored.
+                tl.debug_barrier()
+                source = sums
+            exact = survey(source, beside, b, g, first, last, space, CENTERED, TILE, tl.float64)
             # Of these alone: the others do not depend on their neighbors.
             mean = tl.where(lost, exact[1], mean)
             m2 = tl.where(lost, exact[2], m2)

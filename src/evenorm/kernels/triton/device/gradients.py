@@ -105,6 +105,7 @@ def store_parts(
 def store_input(
     dx: tl.tensor,
     dresidual: tl.tensor,
+    carried: tl.tensor,
     x_hat: tl.tensor,
     dz: tl.tensor,
     gamma: tl.tensor,
@@ -117,9 +118,11 @@ def store_input(
     space: tl.tuple,
     TILE: tl.constexpr,
 ) -> None:
-    """dx = rstd · (γ·dz − c₁ − x̂·c₂), and dz for a residual; zeros where the mask hides."""
+    """dx = rstd · (γ·dz − c₁ − x̂·c₂) + carried, and dz for a residual; zeros where the mask hides."""
     at = flat(spot, space.dense, TILE)
     values = tl.where(present, (gamma * dz - c1 - x_hat * c2) * scale.rstd, 0.0)
+    if carried is not None:
+        values = values + load(carried, at, present, dz.dtype)
     tl.store(dx + at, rounded(values, dx.dtype.element_ty), mask=inside)
     if dresidual is not None:
         tl.store(dresidual + at, rounded(dz, dresidual.dtype.element_ty), mask=inside)
