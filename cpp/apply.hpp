@@ -98,19 +98,22 @@ inline To exact_apply(T x, const Center& center, const Scale& scale, const Finis
   return rounded<To>(finish(scale.affine(xhat, i), i));
 }
 
-// All of them in vectors.
+// All of them in vectors, and what is read `later` asked for, so far on from each element, if known.
 template <class T, class To, class Standard, class Make>
-inline void apply_vectors(const T* x, To* y, Size n, const Standard& standard, const Make& make, bool stream) {
+inline void apply_vectors(const T* x, To* y, Size n, Size later, const Standard& standard, const Make& make, bool stream) {
   using R = Real<T>;
+  constexpr Size next = kAhead / Size(sizeof(To));
   auto put = [&](Size i, Vec<R> z, auto lanes) { store<To, R>(y + i, z, lanes); };
   each_stored<R>(y, n, stream, [&](Size i, auto lanes) {
+    if (later) foresee(x + i + later);
+    if (!stream) foresee_store(y + i + next);
     return make(standard.deviation(load<R>(x + i, lanes), i, lanes), i, lanes);
   }, put);
 }
 
 // The same with the line, and where xhat is rounded to the element type with what makes it.
 template <class T, class To, class L, class Standard, class Scale, class Finish>
-inline void apply_line(const T* x, To* y, Size n, const L& line, const Standard& standard, const Scale& scale,
+inline void apply_line(const T* x, To* y, Size n, Size later, const L& line, const Standard& standard, const Scale& scale,
                        const Finish& finish, Storing how) {
   using R = Real<T>;
   if (!std::is_same_v<R, T> && how.round_normalized) {
@@ -118,16 +121,17 @@ inline void apply_line(const T* x, To* y, Size n, const L& line, const Standard&
       Vec<R> xhat = through<T, R>(standard.xhat(d, i, lanes));
       return finish(scale.affine(xhat, i, lanes), i, lanes);
     };
-    apply_vectors(x, y, n, standard, make, false);
+    apply_vectors(x, y, n, later, standard, make, false);
   } else {
     auto make = [&](Vec<R> d, Size i, auto lanes) { return finish(line.z(d, i, lanes), i, lanes); };
-    apply_vectors(x, y, n, line, make, how.stream);
+    apply_vectors(x, y, n, later, line, make, how.stream);
   }
 }
 
-// Runs that are worked in one call: how far apart they lie, and whether the next one has a center of its own.
+// Runs that are worked in one call: how far apart they lie, whether the next one has a center of its own, and how far
+// on from an element lies one that is read after all of them, if known.
 struct Several {
-  Size runs = 1, x = 0, dy = 0, dense = 0, center = 0;
+  Size runs = 1, x = 0, dy = 0, dense = 0, center = 0, later = 0;
 };
 
 template <class T, class To, class Scale, class Finish>
@@ -139,7 +143,7 @@ EVENORM_LOOP void standardize_runs(const T* x, To* y, Size n, Several several, c
     auto own = scale.at(r);
     if (center.narrow() && own.narrow()) {
       using R = Real<T>;
-      apply_line(x, y, n, Line<R, decltype(own)>(center, own), Standardize<R>(center), own, at, how);
+      apply_line(x, y, n, several.later, Line<R, decltype(own)>(center, own), Standardize<R>(center), own, at, how);
     } else {
       for (Size i = 0; i < n; ++i) {
         y[i] = exact_apply<T, To>(x[i], center, own, at, i, how.round_normalized);

@@ -328,6 +328,7 @@ NB_MODULE(_cpu, m) {
   m.def("set_isa", &set_isa, nb::arg("name"), "Use one of isas(); ValueError for another name.");
 
   m.def("stream_bytes", &stream_bytes,
-        "Outputs of this many bytes are stored past the caches; the last cache's size at first.");
+        "Outputs of this many bytes are stored past the caches; half of the last cache at first, which\n"
+        "then does not hold input and output.");
   m.def("set_stream_bytes", &set_stream_bytes, nb::arg("bytes"), "See stream_bytes().");
 }

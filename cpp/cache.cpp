@@ -18,7 +18,7 @@ Size last_level() {
 }
 
 std::atomic<Size>& limit() {
-  static std::atomic<Size> bytes{last_level()};
+  static std::atomic<Size> bytes{last_level() / 2};
   return bytes;
 }
 

@@ -170,17 +170,8 @@ inline void with_odd(const Lines<R>& lines, Size width, const Exact& exact, cons
 }
 
 // Rows that are worked at once, so that what they have in common is read once for all of them. The next ones are asked
-// for meanwhile, since processors foresee one row after another and not several at a time.
+// for meanwhile.
 constexpr int kTogether = 4;
-
-template <class T>
-inline void foresee(const T* p) {
-  __builtin_prefetch(p, 0, 2);
-}
-template <class T>
-inline void foresee_store(const T* p) {
-  __builtin_prefetch(p, 1, 2);
-}
 
 // One of each row.
 template <class V, int kRows>

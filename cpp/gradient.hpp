@@ -80,6 +80,7 @@ template <class T, class Scale, class Way>
 EVENORM_LOOP Size pull_runs(const T* dy, const T* x, const T* carried, T* dx, T* dz, Size n, Several several,
                             const Center* centers, const Pull* pulls, Scale scale, Way way, bool stream) {
   using R = Real<T>;
+  constexpr Size next = kAhead / Size(sizeof(T));
   Size left = 0;
   for (Size r = 0; r < several.runs; ++r) {
     const Center& center = centers[r * several.center];
@@ -92,6 +93,7 @@ EVENORM_LOOP Size pull_runs(const T* dy, const T* x, const T* carried, T* dx, T*
       auto at = way.at(r * several.dense);
       Vec<R> slope = splat<R>(R(pull.slope(center))), level = splat<R>(R(pull.level(center, double(R(center.mean)))));
       each_stored<R>(dx, n, stream, [&](Size i, auto lanes) {
+        if (!stream) foresee_store(dx + i + next);
         Vec<R> d = x ? line.deviation(load<R>(x + i, lanes), i, lanes) : Vec<R>{};
         Vec<R> dz = at(load<R>(dy + i, lanes), d, line, i, lanes), rest = level;
         if (x) rest = multiply_add(d, slope, rest);

@@ -126,6 +126,7 @@ EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several,
     const T* x0 = x + first * several.x;
     const T* dy0 = dy + first * several.dy;
     Way way0 = way.at(first * several.dense);
+    Size next = kRows * (1 + kAhead / (kRows * n * Size(sizeof(T))));
     constexpr Size block = Size{kLanes<R>} * kLinks;
     Bits<R> kept = Bits<R>{} - (fresh ? 0 : 1);
     fresh = false;
@@ -136,6 +137,7 @@ EVENORM_LOOP void grad_sums_in(const T* dy, const T* x, Size n, Several several,
         Vec<R> w = scale.weight(i, lanes), dw_here{}, db_here{};
         if constexpr (kAdd) dw_here = held(dw + i), db_here = held(db + i);
         for (int r = 0; r < kRows; ++r) {
+          if (kRows > 1) foresee(x0 + (r + next) * several.x + i), foresee(dy0 + (r + next) * several.dy + i);
           rows[r].template add<kAdd>(dy0 + r * several.dy, x0 + r * several.x, i, lanes, way0.at(r * several.dense), w,
                                      dw_here, db_here);
         }

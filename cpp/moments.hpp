@@ -73,7 +73,7 @@ EVENORM_LOOP double sum_in(const Chunk<T>& c) {
   each_link<R>(
       c.runs, c.length,
       [&](Size r, Size i, auto lanes, int chain) {
-        if (chain == 0) ahead(c.x + r * c.pitch + i);
+        if (chain == 0) ahead_alone(c.x + r * c.pitch + i);
         sum.add(chain, load<R>(c.x + r * c.pitch + i, lanes));
       },
       [&] { sum.flush(); });
@@ -93,7 +93,7 @@ EVENORM_LOOP Deviations deviations_in(const Chunk<T>& c, Real<T> center) {
   each_link<R>(
       c.runs, c.length,
       [&](Size r, Size i, auto lanes, int chain) {
-        if (chain == 0) ahead(c.x + r * c.pitch + i);
+        if (chain == 0) ahead_alone(c.x + r * c.pitch + i);
         Vec<R> d = keep<R>(load<R>(c.x + r * c.pitch + i, lanes) - shift, lanes);
         sum.add(chain, d);
         squares.add(chain, d, d);
@@ -125,7 +125,7 @@ EVENORM_LOOP void sums_beside(const T* const* x, Size n, double* sums) {
   using R = Real<T>;
   Vec<R> sum[kRows]{};
   each_short<R>(n, [&](Size i, auto lanes) {
-    ahead(x[kRows - 1] + n + kRows * i);
+    ahead_alone(x[kRows - 1] + n + kRows * i);
     for (int r = 0; r < kRows; ++r) sum[r] += load<R>(x[r] + i, lanes);
   });
   for (int r = 0; r < kRows; ++r) sums[r] = horizontal(sum[r]);
@@ -161,7 +161,7 @@ EVENORM_LOOP double squares_in(const Chunk<T>& c) {
   each_link<R>(
       c.runs, c.length,
       [&](Size r, Size i, auto lanes, int chain) {
-        if (chain == 0) ahead(c.x + r * c.pitch + i);
+        if (chain == 0) ahead_alone(c.x + r * c.pitch + i);
         Vec<R> v = load<R>(c.x + r * c.pitch + i, lanes);
         squares.add(chain, v, v);
       },

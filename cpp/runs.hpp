@@ -175,7 +175,7 @@ class Runs {
   void each_rows(Size first, Size count, const F& f) const {
     bool even = first / plan_.group == (first + count - 1) / plan_.group;
     Size together = even && parameters_.same_for_rows() ? count : 1;
-    Several several{together, plan_.x.group, plan_.dy.group, plan_.inner, 1};
+    Several several{together, plan_.x.group, plan_.dy.group, plan_.inner, 1, count * plan_.inner};
     for (Size r = 0; r < count; r += together) f(r, several);
   }
 
@@ -183,7 +183,7 @@ class Runs {
   template <class F>
   void each_turn(Size flat, const Several& rows, const F& f) const {
     parameters_.walk_together(flat, plan_.inner, [&](Size at, Size n, Size runs, Size index) {
-      Several parts = runs > 1 ? Several{runs, n, n, n, 0} : rows;
+      Several parts = runs > 1 ? Several{runs, n, n, n, 0, rows.later} : rows;
       with_scales(index, runs > 1, [&](const auto& scale) { f(at, n, parts, scale); });
     });
   }
@@ -289,7 +289,9 @@ class Runs {
       Size x = offset(plan_.x, s, outer) + start, dy = offset(plan_.dy, s, outer) + start;
       Size flat = offset(plan_.dense, s, outer) + start;
       if (together) {
-        Several several{part.runs, plan_.x.outer, plan_.dy.outer, plan_.dense.outer, 0};
+        // A thread that has one short statistic has the next ones, too.
+        Size later = plan_.values < kTask ? kAhead / Size(sizeof(T)) : 0;
+        Several several{part.runs, plan_.x.outer, plan_.dy.outer, plan_.dense.outer, 0, later};
         Window flags = window(s, outer, start, part.runs, n);
         f(Place{x, dy, flat, n, parameters_.index(flat), several, flags});
       } else {

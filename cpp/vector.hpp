@@ -95,13 +95,31 @@ inline Vec<R> splat(R value) {
   return value - Vec<R>{};  // 0 + value would lose the sign of -0
 }
 
-// Asks for what a loop that takes four vectors at a time will read soon; processors without AVX-512 do not look beyond
-// a page, and those with it lose by being asked.
+// Asks for what will be read, or stored, soon: into the second cache. Processors foresee one stream that is long, not
+// several short rows side by side, and nothing beyond a page.
+template <class T>
+inline void foresee(const T* p) {
+  __builtin_prefetch(p, 0, 2);
+}
+template <class T>
+inline void foresee_store(const T* p) {
+  __builtin_prefetch(p, 1, 2);
+}
+
+// How far on, in bytes: what comes from memory takes as long as a loop takes for this.
+constexpr Size kAhead = 2048;
+
+// The same for a loop that takes four vectors at a time.
 template <class T>
 inline void ahead(const T* p) {
-  if (kVectorBytes == 64) return;
-  auto bytes = reinterpret_cast<const char*>(p) + 1024;
-  for (int line = 0; line < 4 * kVectorBytes * int(sizeof(T)) / 4; line += 64) __builtin_prefetch(bytes + line);
+  auto bytes = reinterpret_cast<const char*>(p) + kAhead;
+  for (int line = 0; line < 4 * kVectorBytes * int(sizeof(T)) / 4; line += 64) foresee(bytes + line);
+}
+
+// The same for one long stream, which processors with AVX-512 foresee.
+template <class T>
+inline void ahead_alone(const T* p) {
+  if (kVectorBytes < 64) ahead(p);
 }
 
 template <class V>
