@@ -2,6 +2,8 @@
 // where they change too often to be taken one at a time.
 #pragma once
 
+#include <algorithm>
+
 #include "buffer.hpp"
 #include "call.hpp"
 #include "scale.hpp"
@@ -69,15 +71,23 @@ class Parameters {
   void walk(Size flat, Size n, F&& f) const {
     if (single_) return f(Size{0}, n, Size{0});
     if (every_run_ && n == plan_.inner) return f(Size{0}, n, Size{0});
+    // No division for each part, of which some are short.
+    Size row = flat / plan_.stretch, left = plan_.stretch - flat % plan_.stretch;
+    Size each = by_element_ ? plan_.period : plan_.span, used = (by_element_ ? flat % plan_.stretch : flat) % each;
+    Size k = by_element_ ? 0 : flat / each % plan_.count;
     for (Size start = 0; start < n;) {
-      Size at = flat + start, left = plan_.stretch - at % plan_.stretch;
-      Size run = by_element_ ? plan_.period - at % plan_.stretch % plan_.period
-                             : plan_.span - at % plan_.span;
-      Size length = n - start;
-      length = length < left ? length : left;
-      length = length < run ? length : run;
-      f(start, length, index(at));
-      start += length;
+      Size length = std::min({n - start, left, each - used});
+      f(start, length, by_element_ ? row * plan_.period + used : row * plan_.count + k);
+      start += length, left -= length, used += length;
+      if (used == each) {
+        used = 0;
+        if (!by_element_ && ++k == plan_.count) k = 0;
+      }
+      if (left == 0) {
+        left = plan_.stretch;
+        if (by_element_) used = 0;
+        ++row;
+      }
     }
   }
 
