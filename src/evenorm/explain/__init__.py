@@ -14,6 +14,7 @@ from evenorm.explain.explanation import Explanation
 from evenorm.explain.sizing import lacks_samples
 from evenorm.kernels import Candidate, Signature, candidates, choice, eager, must_compose, triton
 from evenorm.kernels import mask as masks
+from evenorm.kernels.operands import dense_strides
 from evenorm.layers.layer import Layer
 from evenorm.pattern import Pattern, PatternError, naming
 from evenorm.plan import Plan, Unplannable, make_plan
@@ -257,7 +258,7 @@ def _kernels(
 
 def _plan(pattern: Pattern, affine: Affine, x: Tensor) -> Plan | str:
     # Outputs are dense: in the input's order, without its gaps.
-    dense = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
+    dense = dense_strides(x.shape, x.stride())
     try:
         return make_plan(pattern, affine, x.shape, x.stride(), dense)
     except Unplannable as reason:

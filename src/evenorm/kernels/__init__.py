@@ -18,6 +18,7 @@ from evenorm.affine import Affine
 from evenorm.kernels import aten, cpu, eager, triton
 from evenorm.kernels import mask as masks
 from evenorm.kernels.finish import Finish
+from evenorm.kernels.operands import dense_strides
 from evenorm.kernels.signature import Signature
 from evenorm.pattern import Pattern
 
@@ -178,7 +179,7 @@ def forward_of_sum(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, the sum x + addend that was normalized, its mean and M2: in one sweep where the kernel can."""
     fused = getattr(kernel, "forward_of_sum", None)
-    dense = torch.empty_like(x).stride()
+    dense = dense_strides(x.shape, x.stride())
     if fused is not None and x.stride() == dense == addend.stride() and not addend.is_neg():
         return fused(x, addend, pattern, centered, eps, finish)
     total = x + addend

@@ -18,7 +18,7 @@ from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
 from evenorm.kernels import mask as masks
 from evenorm.kernels.finish import Finish
-from evenorm.kernels.operands import Operands
+from evenorm.kernels.operands import Operands, dense_strides
 from evenorm.kernels.signature import Signature
 from evenorm.pattern import Binding, Pattern
 from evenorm.plan import Plan, Strides, Unplannable, make_plan
@@ -90,7 +90,7 @@ def _planned(
     mask: tuple[int, ...] | None,
 ) -> _Planned | str:
     """The plan for a shape, its strides and a mask's shape, or why there is none."""
-    dense = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
+    dense = dense_strides(shape, strides)
     try:
         plan = make_plan(pattern, affine, shape, strides, dense, grad_strides)
     except Unplannable as reason:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from evenorm.kernels.finish import Finish
-from evenorm.plan import Plan
+from evenorm.plan import Plan, Strides
 
-__all__ = ["Operands"]
+__all__ = ["Operands", "dense_strides"]
 
 
 class Operands:
@@ -90,6 +92,12 @@ class Operands:
         if tensor is None or (tensor.stride() == self.plan.dense and tensor.dtype == self.like.dtype):
             return None if tensor is None else tensor.resolve_neg()
         return self.dense(tensor)
+
+
+@lru_cache(maxsize=4096)
+def dense_strides(shape: tuple[int, ...], strides: Strides) -> Strides:
+    """How a new tensor like one that lies so would lie; none is made."""
+    return torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
 
 
 def _ordered(shape: tuple[int, ...], order: tuple[int, ...] | None) -> tuple[int, ...]:

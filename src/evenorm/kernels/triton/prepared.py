@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
+from evenorm.kernels.operands import dense_strides
 from evenorm.kernels.triton.bundle import Block, Finishing, Layout, Slots, Space
 from evenorm.kernels.triton.tile import LOOP, WHOLE, WHOLE_BACKWARD, Tile, parts, pieces, power, share, tile, word
 from evenorm.kernels.triton.view import Quad, View, view
@@ -241,7 +242,7 @@ def planned(
     pattern: Pattern, affine: Affine, shape: tuple[int, ...], strides: Strides, grad_strides: Strides | None
 ) -> Plan | str:
     """The plan for a shape and its strides, or why there is none."""
-    dense = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
+    dense = dense_strides(shape, strides)
     try:
         return make_plan(pattern, affine, shape, strides, dense, grad_strides)
     except Unplannable as reason:
