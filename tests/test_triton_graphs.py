@@ -30,6 +30,11 @@ def channels_last(*shape: int) -> Tensor:
     return torch.randn(shape).contiguous(memory_format=torch.channels_last)
 
 
+def before(layer: Layer) -> Layer:
+    layer.epilogue = evenorm.Epilogue(residual="before")
+    return layer
+
+
 CALLS: dict[str, Callable[[], Call]] = {
     "rows": lambda: Call(evenorm.LayerNorm(6), torch.randn(3, 6), {}),
     "a residual and a history": lambda: Call(
@@ -39,6 +44,12 @@ CALLS: dict[str, Callable[[], Call]] = {
     "a permuted input": lambda: Call(evenorm.LayerNorm2d(4), torch.randn(2, 4, 3, 5).transpose(2, 3), {}),
     "parameters in another order": lambda: Call(
         evenorm.Norm("b [h] t [d]", affine="d h", h=3, d=4), torch.randn(2, 3, 2, 4), {}
+    ),
+    "a residual before": lambda: Call(before(evenorm.LayerNorm(6)), torch.randn(3, 6), {"residual": torch.randn(3, 6)}),
+    "a residual before, permuted": lambda: Call(
+        before(evenorm.LayerNorm2d(4)),
+        torch.randn(2, 4, 3, 5).transpose(2, 3),
+        {"residual": torch.randn(2, 4, 3, 5).transpose(2, 3)},
     ),
     "a mask": lambda: Call(evenorm.BatchNorm1d(4), torch.randn(3, 4, 5), {"mask": torch.rand(3, 5) > 0.3}),
     "more than a batch": lambda: Call(
@@ -64,8 +75,9 @@ def test_a_compiled_step(name: str) -> None:
     for layer, call in ((layers[0], layers[0]), (layers[1], compiled)):
         leaf = x.clone().requires_grad_()
         y = call(leaf, **options)
-        gradients = torch.autograd.grad(y, (leaf, *layer.parameters()), dy)
-        found.append((y.detach(), *gradients, *layer.buffers()))
+        outputs = y if isinstance(y, tuple) else (y,)
+        gradients = torch.autograd.grad(outputs, (leaf, *layer.parameters()), [dy] * len(outputs))
+        found.append((*(t.detach() for t in outputs), *gradients, *layer.buffers()))
     for mine, theirs in zip(*found, strict=True):
         assert torch.equal(mine, theirs)
 

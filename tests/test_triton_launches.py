@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import evenorm
-from evenorm import kernels
+from evenorm import Epilogue, kernels
 from evenorm.kernels import triton
 from evenorm.kernels.triton.call import Call
 from evenorm.kernels.triton.prepared import Launch, prepared
@@ -98,9 +98,81 @@ def test_evaluation_is_one_launch(launched: list[str]) -> None:
     assert launched == ["apply"]
 
 
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Elements of each new tensor."""
+    sizes: list[int] = []
+    for name in ("empty", "empty_strided", "empty_like", "zeros"):
+        makes = getattr(torch, name)
+
+        def noted(*shape: Any, make: Any = makes, **given: Any) -> torch.Tensor:
+            new: torch.Tensor = make(*shape, **given)
+            sizes.append(new.numel())
+            return new
+
+        monkeypatch.setattr(torch, name, noted)
+    return sizes
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta").to(memory_format=torch.channels_last)
+
+
+BEFORE: list[tuple[Callable[..., Layer], torch.Tensor, tuple[str, ...], tuple[str, ...]]] = [
+    (lambda: evenorm.LayerNorm(768), torch.empty(8, 197, 768, device="meta"), ("forward",), ("gradient",)),
+    (lambda: evenorm.RMSNorm(4096), torch.empty(3, 1, 4096, device="meta"), ("forward",), ("gradient",)),
+    (lambda: evenorm.GroupNorm(32, 256), torch.empty(2, 256, 8, 8, device="meta"), ("forward",), ("gradient",)),
+    (lambda: evenorm.GroupNorm(32, 256), images(2, 256, 8, 8), ("forward",), ("gradient",)),
+    (lambda: evenorm.InstanceNorm2d(64), torch.empty(2, 64, 8, 8, device="meta"), ("forward",), ("gradient",)),
+    (lambda: evenorm.LayerNorm2d(96), torch.empty(2, 96, 14, 14, device="meta"), ("forward",), ("gradient",)),
+    (lambda: evenorm.LayerNorm2d(96), images(2, 96, 14, 14), ("forward",), ("gradient",)),
+    (
+        lambda: evenorm.BatchNorm2d(64, track_running_stats=False),
+        torch.empty(2, 64, 7, 7, device="meta"),
+        ("forward",),
+        ("gradient",),
+    ),
+    # No tile holds a statistic, so the addition is an operation before; what is carried goes where dx is stored.
+    (
+        lambda: evenorm.BatchNorm2d(64, track_running_stats=False),
+        torch.empty(32, 64, 56, 56, device="meta"),
+        ("forward", "merge", "apply"),
+        ("gradient", "grad_input"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "x", "forward", "backward"), BEFORE)
+def test_a_residual_before(
+    make: Callable[..., Layer],
+    x: torch.Tensor,
+    forward: tuple[str, ...],
+    backward: tuple[str, ...],
+    launched: list[str],
+    made: list[int],
+) -> None:
+    """In the launches of a step without one; no tensor of x's size but y, the sum and dx."""
+    layer = make().to("meta")
+    layer.kernel, layer.epilogue = "triton", Epilogue(residual="before")
+    x, residual, dy, d_total = (t.requires_grad_() for t in (x.detach(), *map(torch.empty_like, (x, x, x))))
+    layer(x, residual=residual)
+    made.clear()
+    launched.clear()
+    y, total = layer(x, residual=residual)
+    assert tuple(launched) == forward
+    # An operation's own is not seen here.
+    assert made.count(x.numel()) == (2 if forward == ("forward",) else 1)
+    launched.clear()
+    made.clear()
+    dx, dresidual = torch.autograd.grad((y, total), (x, residual), (dy.detach(), d_total.detach()))
+    assert tuple(launched) == backward
+    assert made.count(x.numel()) == 1
+    assert dx.data_ptr() == dresidual.data_ptr()
+
+
 @pytest.mark.usefixtures("launched")
 @pytest.mark.parametrize(
-    ("activation", "residual", "kept", "made"),
+    ("activation", "residual", "kept", "new"),
     [
         # The input alone is kept, and dx made: what the activation was given is computed again.
         *(("relu", False, 1, 1), ("silu", False, 1, 1)),
@@ -110,25 +182,14 @@ def test_evaluation_is_one_launch(launched: list[str]) -> None:
         ("identity", True, 1, 1),
     ],
 )
-def test_memory_of_a_step(
-    activation: str, residual: bool, kept: int, made: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_of_a_step(activation: str, residual: bool, kept: int, new: int, made: list[int]) -> None:
     """Never more than torch's layers, which keep the input and the output; no other tensor is as large as the input."""
     layer = evenorm.BatchNorm2d(64, activation=activation).to("meta")
     layer.kernel = "triton"
     x, beside, dy = (torch.empty(8, 64, 9, 11, device="meta", requires_grad=k < 2) for k in range(3))
     options = {"residual": beside} if residual else {}
     layer(x, **options).backward(dy)
-    large: list[int] = []
-    for name in ("empty", "empty_strided", "empty_like", "zeros"):
-        makes = getattr(torch, name)
-
-        def noted(*sizes: Any, make: Any = makes, **given: Any) -> torch.Tensor:
-            new: torch.Tensor = make(*sizes, **given)
-            large.extend([new.numel()] * (new.numel() >= x.numel()))
-            return new
-
-        monkeypatch.setattr(torch, name, noted)
+    made.clear()
     saved: list[int] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -138,9 +199,9 @@ def test_memory_of_a_step(
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = layer(x, **options)
     assert len(saved) == kept
-    assert len(large) == 1
+    assert sum(n >= x.numel() for n in made) == 1
     y.backward(dy)
-    assert len(large) == 1 + made
+    assert sum(n >= x.numel() for n in made) == 1 + new
 
 
 @pytest.mark.usefixtures("launched")

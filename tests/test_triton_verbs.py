@@ -91,44 +91,6 @@ def test_slopes_are_read_from_the_output(activation: str) -> None:
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("small", [False, True], ids=["whole", "pieces"])
-@pytest.mark.parametrize("name", SETTINGS)
-def test_a_sum(name: str, small: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sum has the bits of an addition, what is made of it those of a call on it; dx has both gradients."""
-    if small:
-        shrink(monkeypatch)
-    poison(monkeypatch)
-    setting = SETTINGS[name]
-    pattern, finish = setting.parsed, setting.finish("silu")
-    x, dy = (t.to(dtype) for t in tensors(setting, None))
-    addend, carried = x.roll(1, 0), dy.roll(1, 0)
-    y, total, mean, m2 = triton.forward_of_sum(x, addend, pattern, True, EPS, finish)
-    assert torch.equal(total, x + addend)
-    for found, expected in zip((y, mean, m2), triton.forward(total, pattern, True, EPS, finish), strict=True):
-        assert torch.equal(found, expected)
-    bare, *sums, _ = triton.backward(dy, total, pattern, True, EPS, mean, m2, finish)
-    dx, *found_sums, _ = triton.backward(dy, total, pattern, True, EPS, mean, m2, finish, None, carried)
-    for found, expected in zip(found_sums, sums, strict=True):
-        assert torch.equal(found, expected)
-    # Twice rounded where the addition is an operation of its own.
-    bound = torch.finfo(dtype).eps * (bare.abs() + carried.abs()).double() + torch.finfo(torch.float32).eps
-    assert ((dx.double() - bare.double() - carried.double()).abs() <= bound).all()
-
-
-def test_a_sum_whose_squares_float32_cannot_hold() -> None:
-    """It is found again from where it was stored."""
-    setting = SETTINGS["layer"]
-    x = torch.randn(setting.shape)
-    addend = x.roll(1, 0)
-    addend[1] += 1e25
-    x, addend = there(x), there(addend)
-    finish = Finish(Affine(), Epilogue())
-    _, total, *moments = triton.forward_of_sum(x, addend, setting.parsed, True, EPS, finish)
-    torch.testing.assert_close(tuple(moments), eager.moments(total.double(), setting.parsed, True), rtol=1e-6, atol=0)
-    assert (moments[1] > 1e38).any() or (moments[0] > 1e24).any()
-
-
 @pytest.mark.parametrize("small", [False, True], ids=["whole", "pieces"])
 @pytest.mark.parametrize("setting", [Setting("... [d]", "", (2, 100)), Setting("[n] c [...]", "", (9, 2, 10))], ids=str)
 def test_a_mean_far_from_zero(setting: Setting, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,8 +138,8 @@ def forward_of_sum(
     x: Tensor, addend: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, x + addend, mean, M2; in one sweep where a tile holds whole statistics."""
-    call = Call(x, pattern, finish, None, centered=centered, eps=eps)
-    if not call.prepared.adds:
+    call = Call.of_sum(x, pattern, finish, centered, eps)
+    if call is None:
         total = x + addend
         y, mean, m2 = forward(total, pattern, centered, eps, finish)
         return y, total, mean, m2

@@ -11,7 +11,7 @@ from evenorm.kernels import mask as masks
 from evenorm.kernels.finish import Finish
 from evenorm.kernels.operands import Operands
 from evenorm.kernels.triton.bundle import Beside
-from evenorm.kernels.triton.prepared import ALIGNED, Launch, prepared
+from evenorm.kernels.triton.prepared import ALIGNED, Launch, Prepared, prepared
 from evenorm.kernels.triton.view import Quad, strides_on
 from evenorm.pattern import Pattern
 
@@ -31,13 +31,14 @@ class Call(Operands):
         centered: bool = True,
         eps: float = 0.0,
         dy: Tensor | None = None,
+        made: Prepared | None = None,
     ) -> None:
-        signature = (pattern, finish.affine, finish.epilogue, centered, eps, x.dtype, x.device, x.shape)
-        made = prepared(*signature, x.stride(), None if dy is None else dy.stride())
+        """See :meth:`of_sum` for what is ``made``."""
+        made = made or _prepared(x, pattern, finish, centered, eps, dy)
         if made.word > 1 and not (_is_even(x, made.reads[0]) and (dy is None or _is_even(dy, made.reads[1]))):
             # In narrower words a row would be added up in another order.
             x, dy = x.clone(), None if dy is None else dy.clone()
-            made = prepared(*signature, x.stride(), None if dy is None else dy.stride())
+            made = _prepared(x, pattern, finish, centered, eps, dy)
         self.prepared = made
         super().__init__(made.plan, x, finish, dy)
         self.residual, self.output = _aligned(self.residual), _aligned(self.output)
@@ -48,6 +49,15 @@ class Call(Operands):
         if mask is not None:
             self.mask, self.mask_strides = self._laid(mask)
             self.counts = self.to_memory(masks.counts(mask, pattern.bind(x.shape)).clamp_min(1))
+
+    @classmethod
+    def of_sum(cls, x: Tensor, pattern: Pattern, finish: Finish, centered: bool, eps: float) -> Call | None:
+        """The call whose forward pass adds something to x first; ``None`` where that is an operation of its own.
+
+        Asked of x as it lies, of which nothing is copied before.
+        """
+        made = _prepared(x, pattern, finish, centered, eps, None)
+        return cls(x, pattern, finish, None, centered=centered, eps=eps, made=made) if made.adds else None
 
     def new_residual_gradient(self) -> Tensor | None:
         """Room for dz, where it is wanted and not dy: an activation or a mask stands between."""
@@ -165,6 +175,11 @@ class Call(Operands):
         from evenorm.kernels.triton.device import start
 
         start(launch, operands, constants)
+
+
+def _prepared(x: Tensor, pattern: Pattern, finish: Finish, centered: bool, eps: float, dy: Tensor | None) -> Prepared:
+    signature = (pattern, finish.affine, finish.epilogue, centered, eps, x.dtype, x.device, x.shape, x.stride())
+    return prepared(*signature, None if dy is None else dy.stride())
 
 
 def _is_even(tensor: Tensor, reads: bool) -> bool:

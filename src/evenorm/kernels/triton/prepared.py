@@ -73,8 +73,12 @@ class Prepared:
 
     @cached_property
     def adds(self) -> bool:
-        """Whether the forward pass can add something to x on its way: a tile holds whole statistics."""
-        return self._whole.single and self.plan.x == self.plan.dense_levels
+        """Whether the forward pass can add something to x on its way: a tile holds whole statistics, all lie alike."""
+        # Strides of a level of size 1 mean nothing.
+        levels = zip(self.view.size, self.view.x, self.view.dense, strict=True)
+        return (
+            self._whole.single and self.plan.x is not None and all(n == 1 or mine == dense for n, mine, dense in levels)
+        )
 
     @cached_property
     def pieces(self) -> int:
