@@ -1,7 +1,8 @@
 """Compiles the kernels of some calls for a GPU that need not be there, down to its machine code.
 
 One line of JSON for each kernel: the number of its call, what its programs take of the GPU, how many loads are of two
-bytes each, how many instructions leave open in which order programs add, and which elements each thread adds up.
+bytes each, how many instructions leave open in which order programs add, which elements each thread adds up, and which
+operands there are.
 """
 
 from __future__ import annotations
@@ -82,8 +83,14 @@ def step(call: dict[str, Any], offset: int = 0) -> None:
     mask = torch.ones([n if axis == 0 else 1 for axis, n in enumerate(x.shape)], dtype=torch.bool)
     valid = mask if call.get("masked") else None
     finish = Finish(affine, Epilogue(call.get("activation", "identity")), weight, bias, residual)
-    _, mean, m2 = triton.forward(x, pattern, centered, 1e-5, finish, valid)
-    triton.backward(torch.empty_like(x), x, pattern, centered, 1e-5, mean, m2, finish, valid)
+    carried = None
+    if call.get("before"):
+        # What goes before, and what is carried into its gradient.
+        addend, carried = torch.empty_like(x), torch.empty_like(x)
+        _, x, mean, m2 = triton.forward_of_sum(x, addend, pattern, centered, 1e-5, finish)
+    else:
+        _, mean, m2 = triton.forward(x, pattern, centered, 1e-5, finish, valid)
+    triton.backward(torch.empty_like(x), x, pattern, centered, 1e-5, mean, m2, finish, valid, carried)
 
 
 def compile_all(calls: list[dict[str, Any]], capability: int) -> None:
@@ -99,10 +106,11 @@ def compile_all(calls: list[dict[str, Any]], capability: int) -> None:
         kernel, programs = launch.kernel, launch.programs
         given = (*operands, *launch.numbers)
         made = device.KERNELS[kernel].warmup(*given, grid=(programs,), **launch.constants, **constants)
-        code = made.asm["ptx"]
+        code, names = made.asm["ptx"], device.KERNELS[kernel].arg_names
         counted = {"narrow": code.count("ld.global.b16 "), "atomic": len(re.findall(r"\b(?:atom|red)\.", code))}
         found = {"call": number, "kernel": kernel, "programs": programs, **counted, **resources(made.asm["cubin"])}
         found["added"] = added(made.asm["ttgir"])
+        found["given"] = [name for name, value in zip(names, given, strict=False) if value is not None]
         sys.stdout.write(f"{json.dumps(found)}\n")
 
     for number, call in enumerate(calls):

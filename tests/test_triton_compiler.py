@@ -87,6 +87,16 @@ CALLS: dict[str, dict[str, Any]] = {
         "activation": "gelu",
     },
 }
+# A residual before the normalization: which kernels take the addend and make the sum, which add what is carried.
+BEFORE = {
+    "RMSNorm": (["forward"], ["gradient"]),
+    "LayerNorm long": (["forward"], ["gradient"]),
+    "LayerNorm float64": (["forward"], ["gradient"]),
+    "LayerNorm2d": (["forward"], ["gradient"]),
+    "GroupNorm channels last": ([], ["grad_input"]),
+    "BatchNorm2d": ([], ["grad_input"]),
+}
+CALLS |= {f"{name}, before": {**CALLS[name], "before": True, "residual": False} for name in BEFORE}
 
 
 def said(program: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -114,6 +124,11 @@ def test_every_call(capability: int, stack: int) -> None:
             assert found["stack"] <= stack, (name, found)
             assert found["narrow"] == 0, (name, found)
             assert found["atomic"] == 0, (name, found)
+    for name, (adds, carries) in BEFORE.items():
+        number = list(CALLS).index(f"{name}, before")
+        own = [found for found in kernels if found["call"] == number]
+        assert [f["kernel"] for f in own if {"addend", "sums"} <= {*f["given"]} and f["kernel"] == "forward"] == adds
+        assert [f["kernel"] for f in own if "carried" in f["given"]] == carries
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
