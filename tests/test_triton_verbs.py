@@ -12,9 +12,9 @@ import evenorm
 from evenorm import Affine, Epilogue, Pattern
 from evenorm.epilogue import ACTIVATIONS
 from evenorm.kernels import Finish, eager, triton
-from evenorm.kernels.triton.bundle import Block, Space
+from evenorm.kernels.triton.bundle import Block, Finishing, Layout, Space
 from evenorm.kernels.triton.call import Call
-from evenorm.kernels.triton.view import Quad
+from evenorm.kernels.triton.view import Along, Quad
 from evenorm.moments import Moments
 from gpu import GPU, poison, shortly, shrink, there
 from gpu_setting import EPS, Setting, assert_near, assert_verbs, tensors
@@ -224,6 +224,25 @@ def test_places_beyond_31_bits() -> None:
         found = there(torch.zeros(3, dtype=torch.int64))
         first_places[(1,)](found, far, far - 1, Space(size, size, size, size, affine, across, 2**40, 2**40), tile)
         assert found.tolist() == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "last"), [(1, 2**31 + 65_536, 64), (1, 2**32, 64), (1, 2**32 + 16, 16), (2**31 + 16, 64, 16)]
+)
+def test_a_statistic_of_more_than_31_bits(outer: int, inner: int, last: int) -> None:
+    """Its inner axis counted in units of 16 elements, which an int32 counts; the last tile, and a second group."""
+    from gpu_places import what_is_there
+
+    down, across = (1, 64) if outer == 1 else (64, 64)
+    tile, size = Block(down, 2, across, 1, 1, 16), Quad(1, outer, 2, inner // 16)
+    dense = Quad(size.group * size.outer * size.inner, size.group * size.inner, size.inner, 1)
+    count = -(-outer // down) * -(-inner // across)
+    space = Space(size, dense, dense, dense, (inner, 2, 1), -(-inner // across), count, 1)
+    found, weight = there(torch.zeros(4, dtype=torch.float64)), there(torch.arange(8.0))
+    layout, finish = Layout(int(Along.GROUP), True, False), Finishing("identity", 0.0, 0.0, False)
+    what_is_there[(1,)](found, weight[4:], count - 1, space, Quad(0, 0, 0, 0), layout, finish, tile)
+    values = last * (1 if outer == 1 else across)
+    assert found.tolist() == [2 * values, last if outer == 1 else across, values, 5.0]
 
 
 @pytest.mark.parametrize("setting", [SETTINGS["batch"], SETTINGS["layer"]], ids=["batch", "layer"])

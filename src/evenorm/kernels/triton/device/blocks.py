@@ -65,11 +65,21 @@ def groups(block: tl.tensor, TILE: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def _elements(units: tl.tensor, TILE: tl.constexpr) -> tl.tensor:
+    """A size or stride in elements, of which there may be more than an int32 counts."""
+    elements = units
+    if TILE.unit > 1:
+        elements = tl.cast(units, tl.int64) * TILE.unit
+    return elements
+
+
+@triton.jit
 def place(b: tl.tensor, g: tl.tensor, t: tl.tensor, space: tl.tuple, TILE: tl.constexpr) -> tl.tuple:
     """The spot of a tile, and which of its elements exist."""
     o = ((t // space.across).to(tl.int64) * TILE.outer + tl.arange(0, TILE.outer))[:, None, None]
     i = ((t % space.across).to(tl.int64) * TILE.inner + tl.arange(0, TILE.inner))[None, None, :]
-    return Quad(b, o, g, i), (o < space.size.outer) & (g < space.size.group) & (i < space.size.inner * TILE.unit)
+    inside = (o < space.size.outer) & (g < space.size.group) & (i < _elements(space.size.inner, TILE))
+    return Quad(b, o, g, i), inside
 
 
 @triton.jit
@@ -110,7 +120,7 @@ def exists(spot: tl.tuple, space: tl.tuple, LEVELS: tl.constexpr, TILE: tl.const
     if GROUP & LEVELS:
         yes = yes & (spot.group < space.size.group)
     if INNER & LEVELS:
-        yes = yes & (spot.inner < space.size.inner * TILE.unit)
+        yes = yes & (spot.inner < _elements(space.size.inner, TILE))
     return yes
 
 
@@ -129,7 +139,8 @@ def gamma_and_beta(
     beta = tl.full((1, 1, 1), 0.0, REAL)
     span, count, stretch = space.affine
     dense = space.dense
-    f = along(spot, Quad(dense.batch * TILE.unit, dense.outer * TILE.unit, dense.group * TILE.unit, 1), LAYOUT.levels)
+    strides = Quad(_elements(dense.batch, TILE), _elements(dense.outer, TILE), _elements(dense.group, TILE), 1)
+    f = along(spot, strides, LAYOUT.levels)
     p = f // span
     if LAYOUT.wraps:
         p = p % count
@@ -179,13 +190,21 @@ def rounded(values: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def _covered(k: tl.tensor, size: tl.tensor, WIDTH: tl.constexpr) -> tl.tensor:
+    """How much of a size the k-th of its parts covers: all of its width, or what is left."""
+    # In int64 where the size is: in loops that are short of registers int32 does for the rest.
+    size = size + k * 0
+    return tl.minimum(size - k.to(size.dtype) * WIDTH, WIDTH).to(tl.int32)
+
+
+@triton.jit
 def count_of(present: tl.tensor, t: tl.tensor, space: tl.tuple, MASKED: tl.constexpr, TILE: tl.constexpr) -> tl.tensor:
     """Values of each statistic in a tile."""
     if MASKED:
         n = total(present.to(tl.int32)).to(tl.float64)
     else:
-        high = tl.minimum(space.size.outer - (t // space.across) * TILE.outer, TILE.outer)
-        wide = tl.minimum(space.size.inner * TILE.unit - (t % space.across) * TILE.inner, TILE.inner)
+        high = _covered(t // space.across, space.size.outer, TILE.outer)
+        wide = _covered(t % space.across, _elements(space.size.inner, TILE), TILE.inner)
         n = (tl.full((1, 1, 1), 0, tl.int32) + high * wide).to(tl.float64)
     return n
 
