@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import evenorm
+from evenorm import kernels
 from evenorm.epilogue import ACTIVATIONS
 from kernels_here import AVAILABLE
 
@@ -187,6 +188,48 @@ def test_a_residual_before_is_one_graph(name: str) -> None:
         results.append((y, total, *torch.autograd.grad((y, total), [*leaves, *parameters], (dy, d_total))))
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture
+def carried(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
+    """What the sum's gradient was, in each way back that a kernel went."""
+    seen: list[Tensor | None] = []
+    backward = kernels.backward
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        seen.append(options["carried"])
+        return backward(*arguments, **options)
+
+    monkeypatch.setattr(kernels, "backward", noted)
+    return seen
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_sum_that_goes_nowhere_has_no_gradient(compiled: bool, carried: list[Tensor | None]) -> None:
+    """Not even zeros; nor has y, where the sum alone goes on."""
+    layer: Any = BEFORE["alone"]()
+    # What the C++ kernels take goes straight, another way.
+    layer.kernel = "eager"
+    x, r = (torch.randn(3, 5, requires_grad=True) for _ in range(2))
+    inputs, dy = (x, r, layer.weight, layer.bias), torch.randn(3, 5)
+
+    def one_of_both(x: Tensor, r: Tensor, which: int) -> Tensor:
+        y: Tensor = layer(x, residual=r)[which]
+        return y
+
+    call: Any = torch.compile(one_of_both, fullgraph=True, backend="aot_eager") if compiled else one_of_both
+    found = torch.autograd.grad(call(x, r, 0), inputs, dy)
+    assert carried == [None]
+    normalized = nn.functional.layer_norm(x + r, (5,), layer.weight, layer.bias, layer.eps)
+    expected = torch.autograd.grad(nn.functional.gelu(normalized), inputs, dy)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    carried.clear()
+    dx, dr, *of_parameters = torch.autograd.grad(call(x, r, 1), inputs, dy)
+    assert torch.equal(dx, dy)
+    assert torch.equal(dr, dy)
+    assert not any(g.any() for g in of_parameters)
+    assert not carried
 
 
 def test_converters_leave_a_fused_batch_norm_alone() -> None:

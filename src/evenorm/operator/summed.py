@@ -66,18 +66,22 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     _, _, weight, bias, *values = inputs
     _, total, mean, m2 = output
     ctx.mark_non_differentiable(mean, m2)
+    # Of y or of a sum that goes nowhere: zeros would be as large as x.
+    ctx.set_materialize_grads(False)
     ctx.settings = Settings(*values)
     ctx.save_for_backward(total, weight, bias, mean, m2)
 
 
-def _backward(ctx: Any, dy: Tensor, d_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dy: Tensor | None, d_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     total, weight, bias, mean, m2 = ctx.saved_tensors
     needs, settings = ctx.needs_input_grad, ctx.settings
     needs_input = needs[0] or needs[1]
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if dy is None:
+        dx, d_weight, d_bias = d_total, *(None if p is None else torch.zeros_like(p) for p in (weight, bias))
+    elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
         wanted = (needs_input, needs[2], needs[3])
         dx, d_weight, d_bias = gradients_of_sum(dy, total, weight, bias, wanted, settings)
-        dx = None if dx is None else dx + d_total
+        dx = dx if dx is None or d_total is None else dx + d_total
     else:
         composed = kernels.must_compose(dy, d_total, total, weight) is not None
         found = torch.ops.evenorm.add_normalize_backward if composed else _gradients
@@ -89,7 +93,7 @@ def _backward(ctx: Any, dy: Tensor, d_total: Tensor, *_: Any) -> tuple[Tensor | 
 
 def _gradients(
     dy: Tensor,
-    d_total: Tensor,
+    d_total: Tensor | None,
     total: Tensor,
     mean: Tensor,
     m2: Tensor,
@@ -128,7 +132,7 @@ def _fake(
     return torch.empty_like(x), torch.empty_like(x), mean, torch.empty_like(mean)
 
 
-def _fake_gradients(dy: Tensor, d_total: Tensor, total: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_gradients(dy: Tensor, d_total: Tensor | None, total: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *values, needs_input = rest[4:]
     pattern, affine, _ = Settings(*values).parsed()
     parameter = total.new_empty(pattern.bind(total.shape).sizes(affine.axes), dtype=torch.float64)
@@ -141,7 +145,7 @@ _library.define(
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "add_normalize_backward(Tensor dy, Tensor d_total, Tensor total, Tensor mean, Tensor m2, Tensor? weight, "
+    "add_normalize_backward(Tensor dy, Tensor? d_total, Tensor total, Tensor mean, Tensor m2, Tensor? weight, "
     f"Tensor? bias, {SCHEMA}, bool needs_input) -> (Tensor, Tensor, Tensor)"
 )
 _library.impl("add_normalize", _forward, "CompositeExplicitAutograd")
