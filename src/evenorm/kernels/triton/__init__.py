@@ -153,7 +153,7 @@ def grad_sums(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Σ γ·dz and Σ γ·dz·x̂ of each group; Σ dz·x̂ and Σ dz of each parameter."""
     call = Call(x, pattern, finish, mask, dy=dy)
-    sums, of_parameters = call.gradient(call.to_memory(mean), call.to_memory(rstd), "rstd")
+    sums, of_parameters = call.sums(call.to_memory(mean), call.to_memory(rstd))
     s1, s2 = sums.reshape(2, *call.statistics_shape)
     d_weight, d_bias = call.pair(of_parameters)
     return call.to_pattern(s1), call.to_pattern(s2.clone()), d_weight, d_bias
@@ -198,11 +198,11 @@ def backward(
     dx, dz = call.new_output(), call.new_residual_gradient()
     mean, m2 = call.to_memory(mean), call.to_memory(m2)
     if call.prepared.pieces_back == 1:
-        _, of_parameters = call.gradient(mean, m2, "m2", dx, dz, call.beside(carried))
+        of_parameters = call.gradient(mean, m2, "m2", dx, dz, call.beside(carried))
     else:
         count = call.prepared.view.values if call.counts is None else call.counts
         rstd = (m2 / count + eps).rsqrt()
-        sums, of_parameters = call.gradient(mean, rstd, "rstd")
+        sums, of_parameters = call.sums(mean, rstd)
         c1, c2 = sums.reshape(2, *mean.shape) / count
         call.grad_input(dx, dz, mean, rstd, c1 if centered else None, c2, call.beside(carried))
     d_weight, d_bias = call.pair(of_parameters)

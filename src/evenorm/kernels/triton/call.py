@@ -91,6 +91,13 @@ class Call(Operands):
         """y of statistics in memory's order."""
         self._launch(self.prepared.apply, self.x, y, mean, rstd, self._way_there)
 
+    def sums(self, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ γ·dz and Σ γ·dz·x̂, stacked; the parameters' as :meth:`gradient` gives them."""
+        cut = self.prepared.pieces_back
+        sums = torch.empty((cut, 2, self.prepared.view.statistics), dtype=torch.float64, device=self.like.device)
+        of_parameters = self.gradient(mean, rstd, "rstd", sums=sums)
+        return (sums[0] if cut == 1 else sums.sum(0)), of_parameters
+
     def gradient(
         self,
         mean: Tensor,
@@ -99,27 +106,27 @@ class Call(Operands):
         dx: Tensor | None = None,
         dz: Tensor | None = None,
         carried: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Σ γ·dz and Σ γ·dz·x̂, stacked; Σ dz·x̂ and Σ dz of the parameters, stacked too.
+        sums: Tensor | None = None,
+    ) -> Tensor:
+        """Σ dz·x̂ and Σ dz of the parameters, stacked.
 
         Args:
             kind: what ``spread`` is, ``"rstd"`` or ``"m2"``.
             dx: room for the input's gradient, where a statistic is in one piece.
             dz: room for the residual's.
             carried: what is added to the input's.
+            sums: room for those of each piece.
         """
         made = self.prepared
-        cut, found = made.pieces_back, made.view
-        sums = torch.empty((cut, 2, found.statistics), dtype=torch.float64, device=self.like.device)
         # Of a statistic in several pieces, one may hold parameters that another does not.
-        new = torch.zeros if cut > 1 else torch.empty
-        partial = new((2, made.partial_rows, found.slots), dtype=made.real, device=self.like.device)
+        new = torch.zeros if made.pieces_back > 1 else torch.empty
+        partial = new((2, made.partial_rows, made.view.slots), dtype=made.real, device=self.like.device)
         beside = (mean, spread, self.counts, self._way_back)
         kept = partial if made.keeps_parameters else None
         self._launch(made.gradient, self.dy, self.x, dx, dz, _aligned(carried), *beside, sums, kept, SPREAD=kind)
         if kept is None:
             self._launch(made.grad_parameters, self.dy, self.x, *beside, partial, SPREAD=kind)
-        return (sums[0] if cut == 1 else sums.sum(0)), self._summed(partial)
+        return self._summed(partial)
 
     def grad_input(
         self,
