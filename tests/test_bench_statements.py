@@ -204,8 +204,65 @@ def test_what_misses_an_aim_is_shown() -> None:
     }
 
 
-def test_aims_are_a_cpu_s() -> None:
-    assert aimed(run_of(row_of(1.0, 2.0, memory=suites.CACHED))) == {}
+def of_a_gpu() -> Run:
+    """A run with every row that `evenorm bench --device cuda` has, each of the same times and bytes."""
+    run = run_of()
+    for plan in session.chosen(("layers", "fused"), [suites.CACHED], ("torch", "compile"), re.compile(""), False):
+        case = plan.case
+        for direction in plan.directions:
+            seconds = copies(case, direction) / 0.95
+            names = {**dict.fromkeys(plan.variants, 2 * seconds), OURS: seconds, COPY: 1.0}
+            row = timed(names, suite=plan.suite, direction=direction, memory=plan.memory, elements=case.elements)
+            row.suite += f" {case.what}" * case.fuses
+            row.timings["torch"].peak = row.ours.peak = 10
+            named = replace(row, title=case.title, size=case.size, network=case.network, layer=case.layer)
+            sized = replace(named, bytes=case.bytes, training=case.training, copies=copies(case, direction))
+            run.take(replace(sized, timings={name: replace(timing) for name, timing in row.timings.items()}))
+    return run
+
+
+def test_a_gpu_has_aims_of_its_own() -> None:
+    run = of_a_gpu()
+    assert all(aim.measured(run, summarize(run)) is not None for aim in aims.GPU_AIMS)
+    assert aimed(run) == {
+        "share of copy_, forward": ("≥ 90%", "95% (95%)", "met"),
+        "share of copy_, backward": ("≥ 90%", "95% (95%)", "met"),
+        "every row, torch.compile": ("≥ 0.97×", "2.00×", "met"),
+        "all rows, torch.compile": ("> 1.00×", "2.00×", "met"),
+        "small calls longer than torch's by": ("≤ 10.0 µs", "-1052631.6 µs", "met"),
+        "where torch has no fast kernel, torch": ("≥ 2.00×", "2.00× (2.00×)", "met"),
+        "memory of norm+add+relu over torch's": ("≤ 1.00×", "1.00×", "met"),
+    }
+
+
+def first(run: Run, **wanted: object) -> Row:
+    return next(row for row in run.rows if all(getattr(row, name) == value for name, value in wanted.items()))
+
+
+def test_one_row_of_a_gpu_misses_an_aim() -> None:
+    run = of_a_gpu()
+    for wanted, peer, ratio in (
+        ({"layer": "LayerNorm", "direction": "both"}, "compile", 0.9),
+        ({"layer": "LayerNorm2d", "direction": "both"}, "torch", 1.5),
+    ):
+        timing = first(run, **wanted).timings[peer]
+        assert timing.ratio is not None
+        timing.ratio = timing.ratio._replace(value=ratio)
+    small = next(row.timings["torch"] for row in run.rows if not row.large)
+    assert small.excess is not None
+    small.excess = small.excess._replace(value=11e-6)
+    first(run, suite="fused norm+add+relu", direction="both").ours.peak = 11
+    large = next(row for row in run.rows if row.direction == "backward" and row.suite == "layers")
+    assert large.ours.seconds is not None
+    large.ours.seconds = large.ours.seconds._replace(value=large.copies / 0.8)
+    found = aimed(run)
+    assert found["share of copy_, forward"][2] == "met"
+    assert found["share of copy_, backward"] == ("≥ 90%", "95% (80%)", "on average")
+    assert found["every row, torch.compile"] == ("≥ 0.97×", "0.90×", "not met")
+    assert found["all rows, torch.compile"][2] == "met"
+    assert found["small calls longer than torch's by"] == ("≤ 10.0 µs", "11.0 µs", "not met")
+    assert found["where torch has no fast kernel, torch"] == ("≥ 2.00×", "2.00× (1.50×)", "not met")
+    assert found["memory of norm+add+relu over torch's"] == ("≤ 1.00×", "1.10×", "not met")
 
 
 def test_tiny_tensors_are_not_judged() -> None:

@@ -14,7 +14,7 @@ from evenorm.bench.row import LARGE
 from evenorm.bench.scaling import SUITE as SCALING
 from evenorm.epilogue import Place
 
-__all__ = ["CACHED", "FRESH", "REUSED", "SUITES", "plans", "quick"]
+__all__ = ["BEYOND", "CACHED", "FRESH", "REUSED", "SUITES", "plans", "quick"]
 
 # Of a GPU torch keeps what was freed.
 FRESH, REUSED, CACHED = "fresh", "reused", "cached"
@@ -49,6 +49,9 @@ _LAYERS: tuple[tuple[str, str, Sequence[tuple[int, ...]]], ...] = (
     ("vocabulary", "RMSNorm", ((64, 50_257),)),
     ("one long row", "LayerNorm", ((1, 50_257),)),
 )
+
+BEYOND = 64_000_000
+"""Of tensors of more bytes a GPU's backward pass is measured by itself, beside a copy."""
 
 # A GPU is given so many times the batch where it is to be filled.
 _FILLING = 8
@@ -126,7 +129,8 @@ def plans(suite: str, memory: Sequence[str], against: Sequence[str]) -> Iterator
             if case.elements >= _LARGE:
                 shape = (shape[0] * _FILLING, *shape[1:])
             filling = replace(case, shape=shape)
-            yield Plan(suite, filling, ("forward", "both"), CACHED, (OURS, *inner, *against, *beside))
+            directions = ("forward", "backward", "both") if filling.bytes > BEYOND else ("forward", "both")
+            yield Plan(suite, filling, directions, CACHED, (OURS, *inner, *against, *beside))
     if REUSED in memory:
         for case in cases:
             if case.dtype == "float32" and case.training and case.elements >= _LARGE:
