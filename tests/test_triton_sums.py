@@ -78,6 +78,21 @@ def test_one_statistic_is(setting: Setting) -> None:
     assert_sums(setting, setting.finish("silu"), *tensors(setting, None))
 
 
+def test_what_a_cuda_graph_makes_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of the slots, which its replay alone would fill; what was made before is there for a graph too."""
+    made = prepared(OF_LONG_ROWS["slots"][0])
+    monkeypatch.setattr("evenorm.kernels.triton.prepared._capturing", lambda device: True)
+    captured = made.order
+    assert captured is not None
+    monkeypatch.setattr("evenorm.kernels.triton.prepared._capturing", lambda device: False)
+    kept = made.order
+    assert kept is not captured
+    assert kept is not None
+    assert torch.equal(kept, captured)
+    monkeypatch.setattr("evenorm.kernels.triton.prepared._capturing", lambda device: True)
+    assert made.order is kept
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU orders programs as it likes")
 @pytest.mark.parametrize("name", shortly(SETTINGS, "rows", "own", "pieces of batch"))
 def test_in_any_order_of_programs_the_bits_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

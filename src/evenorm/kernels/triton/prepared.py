@@ -194,11 +194,21 @@ class Prepared:
             self._constants(part),
         )
 
-    @cached_property
+    @property
     def order(self) -> Tensor | None:
         """The slots in the order of their parameters, where a parameter has several."""
         if self.view.slots == self.parameters:
             return None
+        if "_order" not in self.__dict__ and _capturing(self.device):
+            # What a CUDA graph makes is there when it is replayed, and not for other calls.
+            return self._ordered()
+        return self._order
+
+    @cached_property
+    def _order(self) -> Tensor:
+        return self._ordered()
+
+    def _ordered(self) -> Tensor:
         return torch.argsort(self.view.parameters_of_slots(self.device), stable=True)
 
     @cached_property
@@ -239,6 +249,11 @@ class Prepared:
             "DOUBLE": self.real == torch.float64,
             "num_warps": tile.warps,
         }
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being made."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @lru_cache(maxsize=4096)
