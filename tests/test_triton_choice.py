@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -105,6 +106,22 @@ def test_what_it_runs_on_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert triton.state() == "9.9, NVIDIA H200"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert triton.state() == "9.9, interpreted"
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_triton_of_another_distribution_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nightly torch brings one of another name; sources on the path have none."""
+
+    def version(name: str) -> str:
+        if name != "pytorch-triton":
+            raise PackageNotFoundError(name)
+        return "9.9"
+
+    metadata = "evenorm.kernels.triton.metadata"
+    monkeypatch.setattr(f"{metadata}.version", version)
+    for distributions, said in (({"triton": ["pytorch-triton"]}, "9.9"), ({}, "unknown version")):
+        monkeypatch.setattr(f"{metadata}.packages_distributions", lambda found=distributions: found)
+        assert triton.state().split(", ")[0] == said
 
 
 def test_the_choice_does_not_depend_on_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,17 @@ def state() -> str:
         place = unfit() or torch.cuda.get_device_name()
     else:
         place = "no GPU"
-    return f"{metadata.version('triton')}, {place}"
+    return f"{_version()}, {place}"
+
+
+def _version() -> str:
+    """Triton's version, without importing it."""
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        # A nightly torch's is of another name, and sources on the path are of none.
+        names = metadata.packages_distributions().get("triton", ())
+        return metadata.version(names[0]) if names else "unknown version"
 
 
 def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | None:
