@@ -22,7 +22,7 @@ def why_alone(node: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Nod
         return _why_not_with(near[0], node, modules)
     source = node.args[0] if node.args else None
     if isinstance(source, fx.Node) and addends(source) is not None:
-        return "the residual is added before it, and the sum goes on; layer(x, residual=r) can add it in the same sweep"
+        return "the residual is added before it, and the sum goes on: a call of another form, which no rewriting makes"
     return None
 
 
