@@ -30,7 +30,7 @@ GPU_TESTS := $(wildcard tests/test_triton*.py)
 FIGURES ?= $(lastword $(sort $(wildcard benchmarks/*[0-9].json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo examples bench readme-figures docs screenshots wheel wheel-test clinic test test-all sanitize check clean
+.PHONY: help demo examples bench readme-figures docs screenshots wheel wheel-test clinic test test-all gpu sanitize check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,12 @@ test: $(READY) ## the tests, without the slow ones
 test-all: $(READY) ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not gpu"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m gpu $(GPU_TESTS)
+
+gpu: $(READY) ## on a GPU: its tests, their loads and stores watched, and the benchmark
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m gpu $(GPU_TESTS)
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 OMP_NUM_THREADS=1 compute-sanitizer --error-exitcode 1 \
+		$(BIN)/pytest -m "gpu and not slow" -k "not cuda_graph" $(GPU_TESTS)
+	$(BIN)/evenorm bench --device cuda --json benchmarks/$(shell date +%F)-gpu.json
 
 sanitize: $(READY) ## the extension's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	PATH=$(abspath $(BIN)):$$PATH cmake -S . -B $(SANITIZED) -G Ninja -DEVENORM_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python \
