@@ -148,6 +148,7 @@ class Kernel {
   void gradients(bool given, Pointer dy, Pointer x, Pointer dx, Pointer mean, Pointer spread,
                  Pointer weight, Pointer bias, Pointer residual, Pointer output, Pointer d_weight,
                  Pointer d_bias, Pointer d_residual, Pointer carried) const {
+    if (given && carried) throw nb::value_error("gradients: of given statistics nothing is carried");
     Rows sums(plan_.parameters);
     Pointer to_weight = d_weight ? address(sums.first) : 0;
     Pointer to_bias = d_bias ? address(sums.second) : 0;

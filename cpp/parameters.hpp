@@ -107,6 +107,7 @@ class Parameters {
     });
     flush();
   }
+
   // Sums of entries into sums of parameters.
   void collect(const double* entries, double* result) const {
     if (!result) return;

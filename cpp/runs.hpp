@@ -172,10 +172,10 @@ class Runs {
   // Calls f(row, several) for rows of a tile that are worked in one call: all of them, if they lie evenly and
   // share their parameters.
   template <class F>
-  void each_rows(Size first, Size count, const F& f) const {
+  void each_rows(Size first, Size count, const F& f, const T* own = nullptr) const {
     bool even = first / plan_.group == (first + count - 1) / plan_.group;
     Size together = even && parameters_.same_for_rows() ? count : 1;
-    Several several{together, plan_.x.group, plan_.dy.group, plan_.inner, 1, count * plan_.inner};
+    Several several{together, plan_.x.group, plan_.dy.group, plan_.inner, 1, own ? 0 : count * plan_.inner};
     for (Size r = 0; r < count; r += together) f(r, several);
   }
 
@@ -203,7 +203,7 @@ class Runs {
       each_turn(flat, several, [&](Size at, Size n, const Several& runs, const auto& scale) {
         apply_runs(x + at, out_ + flat + at, n, runs, centers + r, scale, epilogue_.at(flat + at), call_.stream);
       });
-    });
+    }, own);
   }
 
   void grad_input(Size first, Size count, const Center* centers, const Pull* pulls) const {

@@ -10,11 +10,14 @@ namespace evenorm::EVENORM_ISA {
 // Elements that a task adds up.
 constexpr Size kAdded = 16384;
 
-// To `total`, past the caches where the sum is kept `near`, too.
+// To `total`, past the caches where the sum is kept `near`, too; the next elements are asked for.
 template <class T>
 EVENORM_LOOP void add_run(const T* x, const T* addend, T* total, T* near, Size n) {
   using R = Real<T>;
-  auto make = [&](Size i, auto lanes) { return load<R>(x + i, lanes) + load<R>(addend + i, lanes); };
+  auto make = [&](Size i, auto lanes) {
+    foresee(x + i + n), foresee(addend + i + n);
+    return load<R>(x + i, lanes) + load<R>(addend + i, lanes);
+  };
   each_stored<R>(total, n, near, make, [&](Size i, Vec<R> v, auto lanes) {
     store<T, R>(total + i, v, lanes);
     if constexpr (std::is_same_v<decltype(lanes), Streamed>) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,27 @@ def as_function(case: Case, training: bool) -> tuple[Function, tuple[Tensor, ...
 def test_gradcheck(case: Case, training: bool) -> None:
     function, inputs = as_function(case, training)
     assert gradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("kernel", AVAILABLE)
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_a_negative_gradient_that_lies_otherwise(kernel: str, activation: str) -> None:
+    """It is made one that is not negative, whose strides are others."""
+    x = torch.randn(6, 3, 20, 20).transpose(0, 1).requires_grad_()
+    dy = torch.randn(3, 6, 20, 40)[..., ::2]
+    y = evenorm.normalize(x, "[n] c [...]", activation=activation, residual=torch.randn(x.shape), kernel=kernel)
+    (expected,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+    (found,) = torch.autograd.grad(y, x, torch._neg_view(-dy))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["after", "before"])
+def test_gradients_in_batches(place: Any) -> None:
+    layer = evenorm.LayerNorm(4, activation=evenorm.Epilogue("silu", residual=place)).double()
+    x, r = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert gradcheck(lambda x, r: layer(x, residual=r), (x, r), check_batched_grad=True)
+    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x), x, vectorize=True)
+    torch.testing.assert_close(jacobian, torch.autograd.functional.jacobian(lambda x: layer(x), x))
 
 
 @MODES

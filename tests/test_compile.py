@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.export import Dim, export
 import evenorm
 from cases import CASES, Case, case
 from evenorm.layers import Layer
+from evenorm.operator import Settings
 from oracle import expect
 from properties import assert_step, seeded_input, step
 from told import AS_TOLD
@@ -110,6 +111,39 @@ def test_dynamic_shapes(case: Case) -> None:
     assert len(graphs) == 1
     ours = [n for n in graphs[0].graph.nodes if n.target == torch.ops.evenorm.normalize]
     assert len(ours) == 1
+
+
+def test_a_compiled_call_refuses_what_does_not_fit() -> None:
+    """Its graph knows no shapes, and its kernels read memory by address."""
+    x = torch.randn(64, 128)
+    before = compiled(evenorm.LayerNorm(128, activation=evenorm.Epilogue(residual="before")))
+    after = compiled(evenorm.LayerNorm(128))
+    for layer in (before, after):
+        with pytest.raises(ValueError, match="expected a residual of the input's shape"):
+            layer(x, residual=x[:1])
+    with pytest.raises(ValueError, match="expected a weight and bias of 128 values"):
+        torch.ops.evenorm.normalize(x, torch.ones(7), None, None, None, None, None, "... [d]", "d", *_REST)
+    with pytest.raises(ValueError, match="expected a residual of the input's shape"):
+        torch.ops.evenorm.add_normalize(x, x[:1], None, None, "... [d]", "", *_REST)
+
+
+_REST = Settings("")[2:]
+
+OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "expanded": lambda t: t[:1].expand(t.shape),
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "sliced": lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
+}
+
+
+@pytest.mark.parametrize("lies", OTHERS)
+@pytest.mark.parametrize("lies_beside", OTHERS)
+def test_a_sum_lies_as_a_compiled_graph_is_told(lies: str, lies_beside: str) -> None:
+    layer = evenorm.GroupNorm(2, 4, activation=evenorm.Epilogue(residual="before"))
+    x, r = OTHERS[lies](torch.randn(2, 4, 3, 5)), OTHERS[lies_beside](torch.randn(2, 4, 3, 5))
+    y, total = compiled(layer, AS_TOLD)(x, residual=r)
+    torch.testing.assert_close(total, x + r)
+    torch.testing.assert_close(y, evenorm.GroupNorm(2, 4)(x + r))
 
 
 def test_history_in_a_compiled_training_loop() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import sqrt
 from typing import Any
 
@@ -16,6 +17,7 @@ import evenorm
 from evenorm import kernels
 from evenorm.epilogue import ACTIVATIONS
 from kernels_here import AVAILABLE
+from ways import whole_way
 
 MODULES: dict[str, nn.Module] = {
     "identity": nn.Identity(),
@@ -133,6 +135,50 @@ def test_a_residual_before_is_an_addition_before(name: str, other: str) -> None:
         assert torch.equal(buffer, expected)
 
 
+STATISTICS: dict[str, tuple[evenorm.Statistics, dict[str, str]]] = {
+    "per domain": (evenorm.PerDomain(["a", "b"]), {"domain": "b"}),
+    "renormalized": (evenorm.Renorm(), {}),
+    "frozen": (evenorm.Frozen(), {}),
+    "cumulative": (evenorm.Cumulative(), {}),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_a_residual_before_of_other_statistics(name: str) -> None:
+    statistics, options = STATISTICS[name]
+    layers = [
+        evenorm.BatchNorm2d(6, statistics=statistics, activation=evenorm.Epilogue(residual=place))
+        for place in ("before", "after")
+    ]
+    x, r = (torch.randn(SHAPE) for _ in range(2))
+    for _ in range(2):
+        y, total = layers[0](x, residual=r, **options)
+        assert torch.equal(total, x + r)
+        assert torch.equal(y, layers[1](x + r, **options))
+    for buffer, expected in zip(layers[0].buffers(), layers[1].buffers(), strict=True):
+        assert torch.equal(buffer, expected)
+
+
+def test_a_mask_does_not_change_a_sum() -> None:
+    layer = evenorm.LayerNorm(5, activation=evenorm.Epilogue(residual="before"))
+    x, r = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    mask = torch.rand(3, 4) > 0.5
+    y, total = layer(x, residual=r, mask=mask)
+    assert torch.equal(total, x + r)
+    assert torch.equal(y, evenorm.LayerNorm(5)(x + r, mask=mask))
+
+
+@pytest.mark.parametrize("straight", [True, False])
+def test_a_sum_asks_for_a_gradient_where_its_operands_do(straight: bool) -> None:
+    layer = evenorm.LayerNorm(5, activation=evenorm.Epilogue(residual="before"))
+    x, r = torch.randn(3, 5), torch.randn(3, 5)
+    with nullcontext() if straight else whole_way():
+        y, total = layer(x, residual=r)
+        assert y.requires_grad
+        assert not total.requires_grad
+        assert layer(x, residual=r.requires_grad_())[1].requires_grad
+
+
 def test_of_a_sum_one_gradient_may_be_missing() -> None:
     layer = evenorm.LayerNorm(5, activation=evenorm.Epilogue(residual="before"))
     x, r, d = (torch.randn(3, 5) for _ in range(3))
@@ -150,15 +196,20 @@ def test_of_a_sum_one_gradient_may_be_missing() -> None:
         assert torch.equal(one, other)
 
 
-def test_a_wrong_residual_before_is_refused() -> None:
-    for layer in (BEFORE["alone"](), BEFORE["a history"]()):
-        x = torch.randn(3, 6, 4, 5)
-        state = copy.deepcopy(layer.state_dict())
-        with pytest.raises(ValueError, match="expected a residual of the input's shape"):
-            layer(x, residual=x[:1])
-        with pytest.raises(TypeError, match="expected a tensor for the residual, got float"):
-            layer(x, residual=1.0)
-        assert all(torch.equal(state[name], value) for name, value in layer.state_dict().items())
+@pytest.mark.parametrize("name", BEFORE)
+def test_a_wrong_residual_before_is_refused(name: str) -> None:
+    layer = BEFORE[name]()
+    x = torch.randn((4, 7) if name == "without a batch" else (3, 6, 4, 5))
+    state = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match=f"{type(layer).__name__}.*expected a residual of the input's shape"):
+        layer(x, residual=x[:1])
+    with pytest.raises(TypeError, match=f"{type(layer).__name__}.*expected a tensor for the residual, got float"):
+        layer(x, residual=1.0)
+    assert all(torch.equal(state[name], value) for name, value in layer.state_dict().items())
+
+
+def test_a_function_gives_no_sum() -> None:
+    x = torch.randn(3, 5)
     with pytest.raises(ValueError, match="only a layer adds a residual before"):
         evenorm.normalize(x, "... [d]", activation=evenorm.Epilogue(residual="before"), residual=x)
 

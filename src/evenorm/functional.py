@@ -18,11 +18,11 @@ from evenorm.moments import Moments
 from evenorm.operator import Settings, Step, fused, staged, summed
 from evenorm.pattern import Pattern, PatternError, naming
 from evenorm.recipe import Recipe
-from evenorm.statistics import Batch, History, PerDomain, Source, Statistics, Tag, absorbed
+from evenorm.statistics import Batch, History, PerDomain, Statistics, Tag, absorbed
 from evenorm.statistics.group import Group
-from evenorm.statistics.lockstep import Lane, current
+from evenorm.statistics.lockstep import current
 
-__all__ = ["compute", "normalize", "recomputing", "remember", "run", "run_of_sum", "verify"]
+__all__ = ["compute", "normalize", "recomputing", "refuse_residual", "remember", "run", "run_of_sum", "verify"]
 
 
 @overload
@@ -225,13 +225,12 @@ def verify(
     history: History | None,
     training: bool,
     caller: object,
-    residual: Tensor | None = None,
 ) -> None:
     """Refuse a call that cannot be normalized; nothing is computed."""
     pattern, axes = recipe.pattern.text, recipe.axes
     if history is not None and recipe.statistics.remembers(training):
         pattern, axes = recipe.remembered, recipe.remembered_axes
-    _check(recipe, pattern, axes, x, weight, bias, residual, history, caller)
+    _check(recipe, pattern, axes, x, weight, bias, None, history, caller)
 
 
 def recomputing() -> bool:
@@ -264,7 +263,7 @@ def compute(
     epilogue, source = recipe.epilogue, recipe.source
     settings = _settings(recipe, pattern, axes, x)
     if given is None and training and not source.is_alone:
-        step = _step(recipe, source, x, observing, tag or Tag(), caller)
+        step = Step.of(recipe, source, x, observing, tag or Tag(), caller, again=recomputing())
         y, whole = staged(x, weight, bias, residual, mask, step, settings)
         _check_total(whole, step.group, least, caller)
         return y, whole
@@ -290,39 +289,20 @@ def _settings(recipe: Recipe, pattern: str, axes: str, x: Tensor) -> Settings:
     )
 
 
-def _step(recipe: Recipe, source: Source, x: Tensor, history: History | None, tag: Tag, caller: object) -> Step:
-    """What happens between the verbs of this call."""
-    group: Group | None = None if source.synced is None else source.synced.group
-    if group is not None and group.size == 1:
-        group = None
-    renormed = None
-    if source.window is not None:
-        lane = current()
-        if lane is not None:
-            group = Lane(lane.turns, lane.index, group)
-            if lane.turns.size > source.window.window:
-                raise ValueError(
-                    f"{caller}: the window has {source.window.window} micro-batches, lockstep brought {lane.turns.size}"
-                )
-        elif source.window.gradients == "exact":
-            raise ValueError(
-                f"{caller}: exact gradients need all {source.window.window} micro-batches at once; run the step in "
-                f"evenorm.lockstep(step, batches), or choose Accumulated(…, gradients='approximate')"
-            )
-    if source.renorm is not None:
-        if history is None:
-            raise ValueError(f"{caller}: Renorm needs a history to correct toward; give history=, or track statistics")
-        kept = recipe.pattern.kept_names(len(recipe.pattern.bind(x.shape).kept))
-        shape = iter(history.mean.shape)
-        wide = [next(shape) if name in recipe.history else 1 for name in kept]
-        renormed = history.copied()._replace(
-            mean=history.mean.clone().reshape(wide), variance=history.variance.clone().reshape(wide)
+def refuse_residual(x: Tensor, residual: Tensor, caller: object) -> None:
+    """Refuse what is no tensor of the input's shape, on its device."""
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"{caller}: expected a tensor for the residual, got {type(residual).__name__}")
+    if residual.device != x.device:
+        raise ValueError(
+            f"{caller}: the input is on {x.device}, the residual on {residual.device}; move one with .to(…)"
         )
-    number = None
-    if group is not None:
-        tag = tag if history is None else tag._replace(updates=history.updates)
-        number = tag.number(torch.empty(0, dtype=torch.float64, device=x.device))
-    return Step(group, number, source.renorm, renormed, recomputing())
+    if torch.compiler.is_compiling() or kernels.exporting():
+        return
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"{caller}: expected a residual of the input's shape {tuple(x.shape)}, got {tuple(residual.shape)}"
+        )
 
 
 def _check_total(whole: Moments, group: Group | None, least: int, caller: object) -> None:
@@ -390,10 +370,8 @@ def _check(
     if torch.compiler.is_compiling() or kernels.exporting():
         # Shapes are symbolic; the operator's own shape function checks them.
         return
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(
-            f"{caller}: expected a residual of the input's shape {tuple(x.shape)}, got {tuple(residual.shape)}"
-        )
+    if residual is not None:
+        refuse_residual(x, residual, caller)
     kept = " ".join(recipe.history)
     try:
         parameters, averages = _values(pattern, axes, x.shape), _values(pattern, kept, x.shape)

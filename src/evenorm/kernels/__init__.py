@@ -171,18 +171,27 @@ def must_compose(*tensors: Tensor | None) -> str | None:
                 return f"{type(t).__name__} is a tensor subclass"
             if torch._C._functorch.is_functorch_wrapped_tensor(t):
                 return "a tensor is left over from a torch.func transform"
+            if torch._C._functorch.is_legacy_batchedtensor(t):
+                return "gradients are asked for in batches"
     return None
 
 
 def forward_of_sum(
     kernel: Kernel, x: Tensor, addend: Tensor, pattern: Pattern, centered: bool, eps: float, finish: Finish
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, the sum x + addend that was normalized, its mean and M2: in one sweep where the kernel can."""
+    """y, the sum x + addend that was normalized, its mean and M2: in one sweep where the kernel can.
+
+    Raises:
+        ValueError: the addend has another shape; a compiled graph asks here first.
+    """
+    if addend.shape != x.shape:
+        raise ValueError(f"expected a residual of the input's shape {tuple(x.shape)}, got {tuple(addend.shape)}")
     fused = getattr(kernel, "forward_of_sum", None)
     dense = dense_strides(x.shape, x.stride())
     if fused is not None and x.stride() == dense == addend.stride() and not addend.is_neg():
         return fused(x, addend, pattern, centered, eps, finish)
-    total = x + addend
+    # As it is told to a compiled graph: like x, and not as an addition of two layouts would lie.
+    total = torch.add(x, addend, out=torch.empty_like(x))
     y, mean, m2 = kernel.forward(total, pattern, centered, eps, finish)
     return y, total, mean, m2
 

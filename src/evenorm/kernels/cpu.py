@@ -283,6 +283,7 @@ class _Call(Operands):
         dy: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> None:
+        dy = None if dy is None else dy.resolve_neg()
         parameters = [p for p in (finish.weight, finish.bias) if p is not None]
         dtype = reduce(torch.promote_types, (p.dtype for p in parameters)) if parameters else x.dtype
         plan, self.native = _prepared(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class Operands:
     ) -> None:
         self.plan, self.like, self.finish, self.mask = plan, x, finish, mask
         self.x = x if plan.x is not None else self.dense(x)
-        self.dy = dy if dy is None or (plan.dy is not None and not dy.is_neg()) else self.dense(dy)
+        self.dy = dy if dy is None or plan.dy is not None else self.dense(dy)
         self.residual, self.output = self.beside(finish.residual), self.beside(finish.output)
 
     def new_output(self) -> Tensor:
@@ -76,8 +77,17 @@ class Operands:
         return _unpermuted(parameter, self.plan.parameter_order)
 
     def parameter(self, parameter: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
-        """A weight or bias in memory's order, and in a dtype where one is asked for."""
+        """A weight or bias in memory's order, and in a dtype where one is asked for.
+
+        Raises:
+            ValueError: it has another number of values than the affine's axes; a compiled graph asks here first.
+        """
         order = self.plan.parameter_order
+        if parameter is not None and parameter.numel() != prod(self.plan.parameter_shape):
+            raise ValueError(
+                f"expected a weight and bias of {prod(self.plan.parameter_shape)} values each for an input of shape "
+                f"{tuple(self.like.shape)}, got shape {tuple(parameter.shape)}"
+            )
         if parameter is None or (order is None and dtype in (None, parameter.dtype) and parameter.is_contiguous()):
             return parameter
         shaped = parameter.detach().to(dtype or parameter.dtype).reshape(self.plan.parameter_shape)
@@ -88,7 +98,15 @@ class Operands:
         return self.new_output().copy_(tensor)
 
     def beside(self, tensor: Tensor | None) -> Tensor | None:
-        """A residual, an output or another gradient as the plan's output lies."""
+        """A residual, an output or another gradient as the plan's output lies.
+
+        Raises:
+            ValueError: it has another shape, of which its strides may tell nothing.
+        """
+        if tensor is not None and tensor.shape != self.like.shape:
+            raise ValueError(
+                f"expected a residual of the input's shape {tuple(self.like.shape)}, got {tuple(tensor.shape)}"
+            )
         if tensor is None or (tensor.stride() == self.plan.dense and tensor.dtype == self.like.dtype):
             return None if tensor is None else tensor.resolve_neg()
         return self.dense(tensor)

@@ -71,12 +71,9 @@ class _GhostBatchNorm(BatchLayer, _NormBase):
         residual: Tensor | None,
         mask: Tensor | None,
         place: int | None,
-    ) -> Any:
+    ) -> Tensor:
         """The whole chunks in one call, a short last chunk in another; the history sees all of them at once."""
         tail = self._tail(input)
-        if residual is not None and recipe.epilogue.residual == "before":
-            total = input + residual
-            return self.normalize(total, recipe, weight, bias, None, mask, place), total
         if not tail or (self.history is not None and recipe.statistics.remembers(self.training)):
             return super().normalize(input, recipe, weight, bias, residual, mask, place)
         history = self.history

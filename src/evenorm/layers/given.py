@@ -6,12 +6,35 @@ from math import prod
 
 from torch import Tensor
 
+from evenorm.affine import Affine
 from evenorm.pattern import Binding
 
-__all__ = ["axes_of"]
+__all__ = ["affine_of"]
 
 
-def axes_of(given: Tensor, binding: Binding, shape: tuple[int, ...], own: tuple[str, ...]) -> tuple[str, ...]:
+def affine_of(
+    own: Affine, binding: Binding, shape: tuple[int, ...], scale: Tensor | None, shift: Tensor | None
+) -> tuple[Affine, Tensor | None, Tensor | None]:
+    """The affine that a call brings in place of the layer's own, its weight and its bias.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: another shape, or two that differ.
+    """
+    # One value for all is one for each of an axis.
+    scale, shift = (
+        given.expand(*given.shape[:-1], shape[-1])
+        if isinstance(given, Tensor) and given.dim() == len(shape) and given.numel() == 1
+        else given
+        for given in (scale, shift)
+    )
+    axes = {_axes_of(given, binding, shape, own.axes) for given in (scale, shift) if given is not None}
+    if len(axes) > 1:
+        raise ValueError("scale and shift lie on different axes; give both in one shape")
+    return Affine(axes.pop(), own.offset, own.cast), scale, shift
+
+
+def _axes_of(given: Tensor, binding: Binding, shape: tuple[int, ...], own: tuple[str, ...]) -> tuple[str, ...]:
     """The axes on which a scale or a shift lies: the layer's own, those of each sample too, or any that broadcast.
 
     Raises:

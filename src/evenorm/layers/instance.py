@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from evenorm.affine import Affine
 from evenorm.epilogue import Epilogue
+from evenorm.functional import refuse_residual
 from evenorm.layers.remembering import BatchLayer
 from evenorm.pattern import Pattern
 from evenorm.statistics import Accumulated, Batch, Statistics
@@ -64,6 +65,8 @@ class _InstanceNorm(BatchLayer):
     ) -> Any:
         # One sample may come without its batch axis, as torch's layer takes it.
         if input.dim() == self.forms[0].count(","):
+            if residual is not None:
+                refuse_residual(input, residual, self)
             scale, shift, residual, mask, lengths = (
                 None if t is None else t[None] for t in (scale, shift, residual, mask, lengths)
             )

@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 from evenorm.affine import Affine
 from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
-from evenorm.functional import recomputing, run, run_of_sum, verify
+from evenorm.functional import recomputing, refuse_residual, run, run_of_sum, verify
 from evenorm.kernels import mask as masks
-from evenorm.layers.given import axes_of
+from evenorm.layers.given import affine_of
 from evenorm.layers.packed import padded, repacked
 from evenorm.operator import Straight
 from evenorm.pattern import Binding, Pattern, PatternError, naming
@@ -143,7 +143,7 @@ class Layer(nn.Module):
             domain: which history to use, where there is one :class:`PerDomain`.
 
         Returns:
-            y; with a residual added before the normalization y and the sum.
+            y; with a residual added before the normalization y and the sum, which a mask does not change.
         """
         given = scale is not None or shift is not None
         chosen = mask is not None or lengths is not None or domain is not None
@@ -222,6 +222,8 @@ class Layer(nn.Module):
             mask = self.lay_mask(input, recipe, mask, lengths)
         if scale is not None or shift is not None:
             recipe, weight, bias = self._given(recipe, input, scale, shift)
+        if residual is not None and recipe.epilogue.residual == "before":
+            return self._of_sum(input, residual, recipe, weight, bias, mask, place)
         return self.normalize(input, recipe, weight, bias, residual, mask, place)
 
     def normalize(
@@ -233,22 +235,11 @@ class Layer(nn.Module):
         residual: Tensor | None,
         mask: Tensor | None,
         place: int | None,
-    ) -> Any:
+    ) -> Tensor:
         """One call of the engine; then, last of all, the history takes it in."""
         history, tag = self.history, None
-        before = residual is not None and recipe.epilogue.residual == "before"
-        alone = history is None and mask is None and recipe.source.is_alone
-        if before:
-            verify(recipe, input, weight, bias, history, self.training, self, residual)
-        if residual is not None and before and not (alone and residual.dtype == input.dtype):
-            total = input + residual
-            return self.normalize(total, recipe, weight, bias, None, mask, place), total
-        plain = mask is None and place is None and not torch.compiler.is_compiling()
-        if plain and weight is self.weight and bias is self.bias and recipe == self.recipe:
-            # The first call goes the way of all later ones: a recomputation must save what its call saved.
-            verify(recipe, input, weight, bias, history, self.training, self)
-            self._remember_way(input, recipe, history)
-            straight = self._straight(input, residual)
+        if mask is None and place is None:
+            straight = self._first(input, residual, recipe, weight, bias)
             if straight is not None:
                 return straight
         if place is not None and history is not None:
@@ -260,8 +251,6 @@ class Layer(nn.Module):
                 self._take_number()
             tag = Tag(self.number, place or 0)
             history = self._as_before(history)
-        if residual is not None and before:
-            return run_of_sum(recipe, input, residual, weight, bias, self)
         y, after = run(
             *(recipe, input, weight, bias, history, self.training, self),
             residual=residual,
@@ -272,6 +261,27 @@ class Layer(nn.Module):
         if kept is not None and after is not None:
             kept.become(after)
         return y
+
+    def _first(self, input: Tensor, residual: Tensor | None, recipe: Recipe, weight: Any, bias: Any) -> Any:
+        """A plain call that goes the way of all later ones: a recomputation must save what its call saved."""
+        plain = weight is self.weight and bias is self.bias and recipe == self.recipe
+        if torch.compiler.is_compiling() or not plain:
+            return None
+        verify(recipe, input, weight, bias, self.history, self.training, self)
+        self._remember_way(input, recipe, self.history)
+        return self._straight(input, residual)
+
+    def _of_sum(
+        self, input: Tensor, residual: Tensor, recipe: Recipe, weight: Any, bias: Any, mask: Any, place: Any
+    ) -> tuple[Tensor, Tensor]:
+        """y of input + residual, and the sum: in one sweep where this batch alone decides, and all of it at once."""
+        refuse_residual(input, residual, self)
+        alone = self.history is None and mask is None and recipe.source.is_alone
+        if not alone or residual.dtype != input.dtype or self.smallest(input, recipe)[0] is not recipe.pattern:
+            total = input + residual
+            return self.normalize(total, recipe, weight, bias, None, mask, place), total
+        found = self._first(input, residual, recipe, weight, bias)
+        return run_of_sum(recipe, input, residual, weight, bias, self) if found is None else found
 
     def _as_before(self, history: History | None) -> History | None:
         """The history that this call should read: a recomputation reads the one that its call read."""
@@ -357,21 +367,11 @@ class Layer(nn.Module):
                 f"{self}: got scale or shift, but the layer has a weight or bias of its own; "
                 f"build it without (affine=False, elementwise_affine=False)"
             )
-        # One value for all is one for each of an axis.
-        scale, shift = (
-            given.expand(*given.shape[:-1], input.shape[-1])
-            if isinstance(given, Tensor) and given.dim() == input.dim() and given.numel() == 1
-            else given
-            for given in (scale, shift)
-        )
-        binding, own = self._bound(recipe, input), recipe.affine.axes
+        binding = self._bound(recipe, input)
         try:
-            axes = {axes_of(given, binding, input.shape, own) for given in (scale, shift) if given is not None}
+            affine, scale, shift = affine_of(recipe.affine, binding, input.shape, scale, shift)
         except (TypeError, ValueError) as fault:
             raise type(fault)(f"{self}: {fault}") from None
-        if len(axes) > 1:
-            raise ValueError(f"{self}: scale and shift lie on different axes; give both in one shape")
-        affine = Affine(axes.pop(), recipe.affine.offset, recipe.affine.cast)
         return replace(recipe, affine=affine), scale, shift
 
 

@@ -97,6 +97,8 @@ class _RecordedSum(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         y, total, statistics = made
         ctx.way = way
+        if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+            ctx.mark_non_differentiable(total)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(total, weight, bias, statistics)
         return y, total

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from evenorm.moments import Moments
+from evenorm.recipe import Recipe
+from evenorm.statistics import History, Source, Tag
 from evenorm.statistics.group import AGAIN, DIFFERENTIATED, FORWARD, Group, merge, total
-from evenorm.statistics.history import History
+from evenorm.statistics.lockstep import Lane, current
 from evenorm.statistics.renorm import Correction, Renorm
 
 __all__ = ["Step"]
@@ -30,6 +32,58 @@ class Step:
     renorm: Renorm | None = None
     history: History | None = None
     again: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        source: Source,
+        x: Tensor,
+        history: History | None,
+        tag: Tag,
+        caller: object,
+        *,
+        again: bool,
+    ) -> Step:
+        """What happens between the verbs of a call.
+
+        Raises:
+            ValueError: a window that the micro-batches do not fit, or no history to correct toward.
+        """
+        group: Group | None = None if source.synced is None else source.synced.group
+        if group is not None and group.size == 1:
+            group = None
+        renormed = None
+        if source.window is not None:
+            lane = current()
+            if lane is not None:
+                group = Lane(lane.turns, lane.index, group)
+                if lane.turns.size > source.window.window:
+                    raise ValueError(
+                        f"{caller}: the window has {source.window.window} micro-batches, lockstep brought "
+                        f"{lane.turns.size}"
+                    )
+            elif source.window.gradients == "exact":
+                raise ValueError(
+                    f"{caller}: exact gradients need all {source.window.window} micro-batches at once; run the step in "
+                    f"evenorm.lockstep(step, batches), or choose Accumulated(…, gradients='approximate')"
+                )
+        if source.renorm is not None:
+            if history is None:
+                raise ValueError(
+                    f"{caller}: Renorm needs a history to correct toward; give history=, or track statistics"
+                )
+            kept = recipe.pattern.kept_names(len(recipe.pattern.bind(x.shape).kept))
+            shape = iter(history.mean.shape)
+            wide = [next(shape) if name in recipe.history else 1 for name in kept]
+            renormed = history.copied()._replace(
+                mean=history.mean.clone().reshape(wide), variance=history.variance.clone().reshape(wide)
+            )
+        number = None
+        if group is not None:
+            tag = tag if history is None else tag._replace(updates=history.updates)
+            number = tag.number(torch.empty(0, dtype=torch.float64, device=x.device))
+        return cls(group, number, source.renorm, renormed, again)
 
     def merged(self, local: Moments) -> Moments:
         """With those of other ranks."""

@@ -65,7 +65,9 @@ def _forward(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     _, _, weight, bias, *values = inputs
     _, total, mean, m2 = output
-    ctx.mark_non_differentiable(mean, m2)
+    needs = ctx.needs_input_grad
+    # As an addition's, where neither of its operands asks.
+    ctx.mark_non_differentiable(mean, m2, *(() if needs[0] or needs[1] else (total,)))
     # Of y or of a sum that goes nowhere: zeros would be as large as x.
     ctx.set_materialize_grads(False)
     ctx.settings = Settings(*values)

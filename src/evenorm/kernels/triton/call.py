@@ -34,6 +34,7 @@ class Call(Operands):
         made: Prepared | None = None,
     ) -> None:
         """See :meth:`of_sum` for what is ``made``."""
+        dy = None if dy is None else dy.resolve_neg()
         made = made or _prepared(x, pattern, finish, centered, eps, dy)
         if made.word > 1 and not (_is_even(x, made.reads[0]) and (dy is None or _is_even(dy, made.reads[1]))):
             # In narrower words a row would be added up in another order.
