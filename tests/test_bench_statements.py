@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from evenorm.bench import aims, fusion, measure, models, plot, saved, scaling, session, suites, terminal
+from evenorm.bench import aims, ceiling, fusion, measure, models, plot, saved, scaling, session, suites, terminal
 from evenorm.bench.case import Case, Data
 from evenorm.bench.peers import ALONE, OURS, SEPARATE, build
 from evenorm.bench.peers.threads import one, single
@@ -143,6 +143,20 @@ def test_threads_has_every_layout() -> None:
     for layer in ("BatchNorm2d", "GroupNorm"):
         assert {case.channels_last for case in cases if case.layer == layer} == {False, True}
     assert {plan.variants for plan in plans} == {(OURS, "torch", one(OURS), one("torch"))}
+
+
+# The ceiling.
+def test_what_can_be_gained_is_torchs_time_over_a_copys() -> None:
+    """Torch takes 2 where a copy takes 0.5: four times for one copy, 1.6 times for two and a half."""
+    run = run_of()
+    for direction, moved in (("forward", 1.0), ("both", 2.5)):
+        row = timed({"ours": 1.0, "torch": 2.0, "copy": 0.5}, suite="layers", direction=direction)
+        run.take(replace(row, copies=moved, elements=200_000))
+    (table,) = ceiling.tables(run)
+    assert [row[2:] for row in table.lines] == [("4.00×", "2.00×"), ("1.60×", "2.00×")]
+    small = run_of()
+    small.take(replace(timed({"ours": 1.0, "torch": 2.0, "copy": 0.5}, suite="layers"), elements=10))
+    assert not list(ceiling.tables(small))
 
 
 # Aims.
@@ -282,7 +296,13 @@ def test_statements_fit_80_columns_and_the_aims_are_last() -> None:
     printed = drawn(whole())
     assert max(map(len, printed.splitlines())) <= 80
     assert "…" not in printed.partition("Fused: our time over …")[2].replace("… the norm alone", "")
-    titles = ["Fused: our time", "From 1 thread to 2", "Saved for backward, float32", "Aims\n"]
+    titles = [
+        "Fused: our time",
+        "From 1 thread to 2",
+        "Saved for backward, float32",
+        "What can be gained over torch",
+        "Aims\n",
+    ]
     assert sorted(titles, key=printed.index) == titles
 
 
