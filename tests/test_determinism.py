@@ -10,10 +10,12 @@ from torch import Tensor
 
 import evenorm
 from cases import CASES, Case, case
+from evenorm.layers import Layer
 from kernels_here import AVAILABLE, WITHOUT_EXTENSION
 from layouts import lay
 from properties import seeded_input, step
 
+BEFORE = evenorm.Epilogue("silu", residual="before")
 FUSED = pytest.mark.skipif(WITHOUT_EXTENSION, reason="the C++ extension is not built")
 KERNELS = pytest.mark.parametrize("kernel", AVAILABLE)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -78,6 +80,42 @@ def test_threads_do_not_change_a_bit(name: str, training: bool, layout: str, thr
         results.append(step(layer, x, dy, options))
     assert_same_bits(results[0], results[1])
     assert_same_bits(results[0], results[2])
+
+
+SUMS: dict[str, tuple[Layer, tuple[int, ...]]] = {
+    "rows": (evenorm.LayerNorm(12, activation=BEFORE), (33_000, 12)),
+    "wide rows": (evenorm.RMSNorm(4099, activation=BEFORE), (67, 4099)),
+    "runs": (evenorm.GroupNorm(2, 6, activation=BEFORE), (16, 6, 61, 59)),
+    "few long runs": (evenorm.GroupNorm(1, 6, activation=BEFORE), (2, 6, 161, 159)),
+    "columns": (evenorm.BatchNorm1d(6, track_running_stats=False, activation=BEFORE), (40_000, 6)),
+}
+
+
+@FUSED
+@pytest.mark.parametrize("name", SUMS)
+def test_threads_do_not_change_a_bit_of_a_sum(name: str, threads: None) -> None:
+    layer, shape = SUMS[name]
+    x, residual, dy, d_total = (torch.randn(shape) for _ in range(4))
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        leaves = [x.clone().requires_grad_(), residual.clone().requires_grad_(), *layer.parameters()]
+        outputs = layer(leaves[0], residual=leaves[1])
+        results.append((*outputs, *torch.autograd.grad(outputs, leaves, (dy, d_total))))
+    assert torch.equal(results[0][1], x + residual)
+    assert_same_bits(results[0], results[1])
+    assert_same_bits(results[0], results[2])
+
+
+@FUSED
+@DTYPES
+@pytest.mark.parametrize("width", (7, 100, 1031, 20_011))
+def test_a_row_of_a_sum_does_not_depend_on_its_neighbors(width: int, dtype: torch.dtype) -> None:
+    layer = evenorm.LayerNorm(width, activation=BEFORE).to(dtype)
+    x, residual = (torch.randn(19, width).to(dtype) for _ in range(2))
+    whole = layer(x, residual=residual)
+    for rows in (slice(0, 1), slice(4, 9), slice(18, 19)):
+        assert_same_bits(layer(x[rows], residual=residual[rows]), tuple(t[rows] for t in whole))
 
 
 @KERNELS
