@@ -109,7 +109,7 @@ def test_threads_do_not_change_a_bit_of_a_sum(name: str, threads: None) -> None:
 
 @FUSED
 @DTYPES
-@pytest.mark.parametrize("width", (7, 100, 1031, 20_011))
+@pytest.mark.parametrize("width", [7, 100, 1031, 20_011])
 def test_a_row_of_a_sum_does_not_depend_on_its_neighbors(width: int, dtype: torch.dtype) -> None:
     layer = evenorm.LayerNorm(width, activation=BEFORE).to(dtype)
     x, residual = (torch.randn(19, width).to(dtype) for _ in range(2))
