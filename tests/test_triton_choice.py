@@ -53,6 +53,7 @@ def test_a_gpu_gets_triton() -> None:
         ({"device": "cuda", "dtype": torch.int32}, "torch.int32 is not among its dtypes"),
         ({"device": "cuda", "shape": torch.Size((0, 6))}, "the tensor is empty"),
         ({"device": "cuda", "layout": torch.sparse_coo}, "Tensor is not torch's own dense tensor"),
+        ({"device": "cuda", "negated": True}, "the tensor is a negative view, which x.resolve_neg() makes plain"),
     ],
     ids=str,
 )

@@ -30,7 +30,7 @@ name = "aten"
 
 def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | None:
     """All but the layer norm of dense float64 rows on a CPU."""
-    if signature.device != "cpu" or not signature.is_plain:
+    if signature.device != "cpu" or signature.strange is not None:
         return "it is held to the contract in plain memory of the CPU alone"
     if signature.mask is not None:
         return "torch's functions take no mask"

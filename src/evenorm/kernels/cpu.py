@@ -166,8 +166,8 @@ def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | No
         return "the C++ extension was not built"
     if signature.device != "cpu":
         return f"the tensor is on {signature.device}"
-    if not signature.is_plain:
-        return f"{signature.kind.__name__} is not torch's own dense tensor"
+    if signature.strange is not None:
+        return signature.strange
     if signature.dtype not in DTYPES:
         return f"{signature.dtype} is not among its dtypes"
     if 0 in signature.shape:

@@ -31,6 +31,10 @@ class Signature(NamedTuple):
         return Signature(type(x), x.device.type, x.dtype, x.layout, x.is_neg(), x.shape, strides, masked)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether memory holds the values as they are, in torch's own tensor."""
-        return self.kind in (Tensor, nn.Parameter) and self.layout is torch.strided and not self.negated
+    def strange(self) -> str | None:
+        """Why memory does not hold the values as they are, or ``None``."""
+        if self.negated:
+            return "the tensor is a negative view, which x.resolve_neg() makes plain"
+        if self.kind not in (Tensor, nn.Parameter) or self.layout is not torch.strided:
+            return f"{self.kind.__name__} is not torch's own dense tensor"
+        return None

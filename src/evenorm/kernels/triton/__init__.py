@@ -107,8 +107,8 @@ def declines(signature: Signature, pattern: Pattern, affine: Affine) -> str | No
         return "Triton is not installed"
     if not interpreted() and (reason := unfit()) is not None:
         return reason
-    if not signature.is_plain:
-        return f"{signature.kind.__name__} is not torch's own dense tensor"
+    if signature.strange is not None:
+        return signature.strange
     if signature.dtype not in _DTYPES:
         return f"{signature.dtype} is not among its dtypes"
     if 0 in signature.shape:
