@@ -100,7 +100,8 @@ inline To exact_apply(T x, const Center& center, const Scale& scale, const Finis
 
 // All of them in vectors, and what is read `later` asked for, so far on from each element, if known.
 template <class T, class To, class Standard, class Make>
-inline void apply_vectors(const T* x, To* y, Size n, Size later, const Standard& standard, const Make& make, bool stream) {
+inline void apply_vectors(const T* x, To* y, Size n, Size later, const Standard& standard, const Make& make,
+                          bool stream) {
   using R = Real<T>;
   constexpr Size next = kAhead / Size(sizeof(To));
   auto put = [&](Size i, Vec<R> z, auto lanes) { store<To, R>(y + i, z, lanes); };
@@ -113,8 +114,8 @@ inline void apply_vectors(const T* x, To* y, Size n, Size later, const Standard&
 
 // The same with the line, and where xhat is rounded to the element type with what makes it.
 template <class T, class To, class L, class Standard, class Scale, class Finish>
-inline void apply_line(const T* x, To* y, Size n, Size later, const L& line, const Standard& standard, const Scale& scale,
-                       const Finish& finish, Storing how) {
+inline void apply_line(const T* x, To* y, Size n, Size later, const L& line, const Standard& standard,
+                       const Scale& scale, const Finish& finish, Storing how) {
   using R = Real<T>;
   if (!std::is_same_v<R, T> && how.round_normalized) {
     auto make = [&](Vec<R> d, Size i, auto lanes) {

@@ -12,7 +12,7 @@ from evenorm import Affine, Epilogue, Pattern
 from evenorm.kernels import Finish, eager, triton
 from gpu import there
 
-__all__ = ["EPS", "Setting", "assert_near", "assert_sums", "assert_verbs", "tensors"]
+__all__ = ["EPS", "SETTINGS", "Setting", "assert_near", "assert_sums", "assert_verbs", "tensors"]
 
 EPS = 1e-5
 
@@ -34,6 +34,15 @@ class Setting(NamedTuple):
         weight, bias = (there(torch.randn(size) + 0.5) for _ in range(2))
         beside = there(torch.randn(self.shape)) if residual else None
         return Finish(axes, Epilogue(activation, 0.2), weight, bias, beside)
+
+
+SETTINGS = {
+    "batch": Setting("[n] c [...]", "c", (3, 4, 5)),
+    "layer": Setting("... [d]", "d", (5, 6)),
+    "group": Setting("n (g=2 [c]) [...]", "g c", (2, 4, 3)),
+    "channels": Setting("n [c] h w", "c", (2, 4, 2, 3)),
+    "instance": Setting("n c [...]", "c", (2, 3, 5)),
+}
 
 
 def assert_near(found: Any, expected: Any, what: str) -> None:

@@ -12,17 +12,10 @@ from evenorm import Affine, Epilogue
 from evenorm.kernels import Finish, eager, triton
 from evenorm.kernels.triton.call import Call
 from gpu import GPU, poison, shortly, shrink, there
-from gpu_setting import EPS, Setting, tensors
+from gpu_setting import EPS, SETTINGS, Setting, tensors
 
 pytestmark = GPU
 
-SETTINGS = {
-    "batch": Setting("[n] c [...]", "c", (3, 4, 5)),
-    "layer": Setting("... [d]", "d", (5, 6)),
-    "group": Setting("n (g=2 [c]) [...]", "g c", (2, 4, 3)),
-    "channels": Setting("n [c] h w", "c", (2, 4, 2, 3)),
-    "instance": Setting("n c [...]", "c", (2, 3, 5)),
-}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 

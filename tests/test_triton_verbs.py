@@ -17,17 +17,10 @@ from evenorm.kernels.triton.call import Call
 from evenorm.kernels.triton.view import Along, Quad
 from evenorm.moments import Moments
 from gpu import GPU, poison, shortly, shrink, there
-from gpu_setting import EPS, Setting, assert_near, assert_verbs, tensors
+from gpu_setting import EPS, SETTINGS, Setting, assert_near, assert_verbs, tensors
 
 pytestmark = GPU
 
-SETTINGS = {
-    "batch": Setting("[n] c [...]", "c", (3, 4, 5)),
-    "layer": Setting("... [d]", "d", (5, 6)),
-    "group": Setting("n (g=2 [c]) [...]", "g c", (2, 4, 3)),
-    "channels": Setting("n [c] h w", "c", (2, 4, 2, 3)),
-    "instance": Setting("n c [...]", "c", (2, 3, 5)),
-}
 ALL = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 
 

@@ -214,7 +214,7 @@ def run_of_sum(
         total = x + residual
         return run(recipe, total, weight, bias, None, True, caller)[0], total
     _check(recipe, recipe.pattern.text, recipe.axes, x, weight, bias, residual, None, caller)
-    return summed(x, residual, weight, bias, _settings(recipe, recipe.pattern.text, recipe.axes, x))
+    return summed(x, residual, weight, bias, Settings.of(recipe, recipe.pattern.text, recipe.axes, x.dtype))
 
 
 def verify(
@@ -261,7 +261,7 @@ def compute(
     if observing is not None and observing.mean.requires_grad:
         raise ValueError(f"{caller}: no gradient flows into running statistics in training; give them detached")
     epilogue, source = recipe.epilogue, recipe.source
-    settings = _settings(recipe, pattern, axes, x)
+    settings = Settings.of(recipe, pattern, axes, x.dtype)
     if given is None and training and not source.is_alone:
         step = Step.of(recipe, source, x, observing, tag or Tag(), caller, again=recomputing())
         y, whole = staged(x, weight, bias, residual, mask, step, settings)
@@ -278,15 +278,6 @@ def compute(
     if mask is None:
         return y, Moments(x.numel() // max(prod(mean.shape), 1), mean, m2)
     return y, Moments(masks.counts(mask, recipe.pattern.bind(x.shape)), mean, m2)
-
-
-def _settings(recipe: Recipe, pattern: str, axes: str, x: Tensor) -> Settings:
-    """The plain values of a call."""
-    affine, epilogue = recipe.affine, recipe.epilogue
-    return Settings(
-        *(pattern, axes, recipe.centered, recipe.eps_for(x.dtype), affine.offset, affine.cast),
-        *(epilogue.activation, epilogue.slope, recipe.kernel),
-    )
 
 
 def refuse_residual(x: Tensor, residual: Tensor, caller: object) -> None:
@@ -349,7 +340,7 @@ def _check(
     caller: object,
 ) -> None:
     """Refuse what cannot be normalized, before anything is written."""
-    for name, tensor in (("input", x), ("weight", weight), ("bias", bias), ("residual", residual)):
+    for name, tensor in (("input", x), ("weight", weight), ("bias", bias)):
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"{caller}: expected a tensor for the {name}, got {type(tensor).__name__}")
     if x.is_nested:
@@ -361,17 +352,17 @@ def _check(
     if not x.is_floating_point():
         raise TypeError(f"{caller}: expected a floating-point tensor, got {x.dtype}; convert it with x.float()")
     past = None if history is None else history.mean
-    others = (("weight", weight), ("bias", bias), ("residual", residual), ("history", past))
+    others = (("weight", weight), ("bias", bias), ("history", past))
     for name, tensor in others:
         if tensor is not None and tensor.device != x.device:
             raise ValueError(
                 f"{caller}: the input is on {x.device}, the {name} on {tensor.device}; move one with .to(…)"
             )
-    if torch.compiler.is_compiling() or kernels.exporting():
-        # Shapes are symbolic; the operator's own shape function checks them.
-        return
     if residual is not None:
         refuse_residual(x, residual, caller)
+    if torch.compiler.is_compiling() or kernels.exporting():
+        # Shapes are symbolic; the operator's kernel checks them when it is called.
+        return
     kept = " ".join(recipe.history)
     try:
         parameters, averages = _values(pattern, axes, x.shape), _values(pattern, kept, x.shape)

@@ -230,8 +230,7 @@ def backward(
     """
     fused = getattr(kernel, "backward", None)
     if fused is not None and needs_input and not given:
-        more = {} if carried is None else {"carried": carried}
-        return Gradients(*fused(dy, x, pattern, centered, eps, mean, spread, finish, mask, **more))
+        return Gradients(*fused(dy, x, pattern, centered, eps, mean, spread, finish, mask, carried))
     count: Any = x.numel() // max(mean.numel(), 1)
     if mask is not None:
         count = masks.counts(mask, pattern.bind(x.shape)).clamp_min(1)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
+
 from evenorm.affine import Affine
 from evenorm.cache import cached
 from evenorm.epilogue import Epilogue
 from evenorm.kernels import KernelError, eager
 from evenorm.pattern import Pattern
+from evenorm.recipe import Recipe
 
 __all__ = ["SCHEMA", "Settings"]
 
@@ -25,6 +28,15 @@ class Settings(NamedTuple):
     activation: str = "identity"
     slope: float = 0.01
     kernel: str | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, pattern: str, axes: str, dtype: torch.dtype) -> Settings:
+        """Those of a recipe on inputs of a dtype, with the pattern and the affine's axes of this call."""
+        affine, epilogue = recipe.affine, recipe.epilogue
+        return cls(
+            *(pattern, axes, recipe.centered, recipe.eps_for(dtype), affine.offset, affine.cast),
+            *(epilogue.activation, epilogue.slope, recipe.kernel),
+        )
 
     def parsed(self) -> tuple[Pattern, Affine, Epilogue]:
         """The parts that the values spell."""

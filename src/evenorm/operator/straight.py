@@ -48,11 +48,8 @@ class Straight:
             self.kind, pattern, axes = "given", recipe.remembered, recipe.remembered_axes
         elif history is not None and training:
             self.kind = "observed"
-        affine, epilogue = recipe.affine, recipe.epilogue
-        self.settings = Settings(
-            *(pattern, axes, recipe.centered, recipe.eps_for(x.dtype), affine.offset, affine.cast),
-            *(epilogue.activation, epilogue.slope, recipe.kernel),
-        )
+        epilogue = recipe.epilogue
+        self.settings = Settings.of(recipe, pattern, axes, x.dtype)
         self.pattern, self.affine, self.epilogue = self.settings.parsed()
         self.activation, self.by_output = epilogue.activation, epilogue.by_output
         self.before = epilogue.residual == "before"
